@@ -1,0 +1,146 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include "base/err.h"
+
+#include <errno.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+static void vset(struct err *err, int code, const char *format, va_list args)
+{
+    memset(err, 0, sizeof *err);
+    err->code = code;
+    vsnprintf(err->text, sizeof err->text, format, args);
+}
+
+int err_set(struct err *err, int errnum, const char *format, ...)
+{
+    errnum = abs(errnum);
+    if (err) {
+        va_list args;
+        va_start(args, format);
+        vset(err, errnum, format, args);
+        va_end(args);
+    }
+    return -errnum;
+}
+
+int err_sys(struct err *err, int errnum, const char *format, ...)
+{
+    errnum = abs(errnum);
+    if (err) {
+        va_list args;
+        va_start(args, format);
+        vset(err, errnum, format, args);
+        va_end(args);
+        size_t used = strlen(err->text);
+        snprintf(err->text + used, sizeof err->text - used, ": %s", strerror(errnum));
+    }
+    return -errnum;
+}
+
+int err_context(struct err *err, const char *format, ...)
+{
+    if (!err)
+        return -EIO;
+    char old[sizeof err->text];
+    memcpy(old, err->text, sizeof old);
+
+    va_list args;
+    va_start(args, format);
+    vsnprintf(err->text, sizeof err->text, format, args);
+    va_end(args);
+    size_t used = strlen(err->text);
+    snprintf(err->text + used, sizeof err->text - used, ": %s", old);
+    return -err->code;
+}
+
+int err_hint(struct err *err, const char *format, ...)
+{
+    if (!err)
+        return -EIO;
+    va_list args;
+    va_start(args, format);
+    vsnprintf(err->hint, sizeof err->hint, format, args);
+    va_end(args);
+    return -err->code;
+}
+
+int err_where(struct err *err, const char *host, const char *stage)
+{
+    if (!err)
+        return -EIO;
+    if (host && !err->host[0])
+        snprintf(err->host, sizeof err->host, "%s", host);
+    if (stage && !err->stage[0])
+        snprintf(err->stage, sizeof err->stage, "%s", stage);
+    return -err->code;
+}
+
+/* The codes that cross a process border, by name: numbers differ between systems. */
+static const struct {
+    int code;
+    const char *name;
+} codes[] = {
+    {EPERM, "EPERM"},         {ENOENT, "ENOENT"},       {EINTR, "EINTR"},           {EIO, "EIO"},
+    {EAGAIN, "EAGAIN"},       {ENOMEM, "ENOMEM"},       {EACCES, "EACCES"},         {EBUSY, "EBUSY"},
+    {EEXIST, "EEXIST"},       {ENODEV, "ENODEV"},       {EINVAL, "EINVAL"},         {EFBIG, "EFBIG"},
+    {ENOSPC, "ENOSPC"},       {EROFS, "EROFS"},         {EPIPE, "EPIPE"},           {ERANGE, "ERANGE"},
+    {EPROTO, "EPROTO"},       {EBADMSG, "EBADMSG"},     {EOVERFLOW, "EOVERFLOW"},   {EMSGSIZE, "EMSGSIZE"},
+    {ENOTSUP, "ENOTSUP"},     {ECONNRESET, "ECONNRESET"}, {ETIMEDOUT, "ETIMEDOUT"}, {ECONNREFUSED, "ECONNREFUSED"},
+    {EHOSTUNREACH, "EHOSTUNREACH"}, {EALREADY, "EALREADY"}, {ESTALE, "ESTALE"},     {EDQUOT, "EDQUOT"},
+    {ECANCELED, "ECANCELED"}, {EOWNERDEAD, "EOWNERDEAD"}, {ENOTCONN, "ENOTCONN"},   {EADDRINUSE, "EADDRINUSE"},
+};
+
+static const char *code_name(int code)
+{
+    for (size_t i = 0; i < sizeof codes / sizeof *codes; i++)
+        if (codes[i].code == code)
+            return codes[i].name;
+    return "EIO";
+}
+
+static int code_number(const char *name)
+{
+    for (size_t i = 0; name && i < sizeof codes / sizeof *codes; i++)
+        if (strcmp(codes[i].name, name) == 0)
+            return codes[i].code;
+    return EPROTO;
+}
+
+static void add(json_t *object, const char *key, const char *value)
+{
+    if (value[0])
+        json_object_set_new(object, key, json_string_nocheck(value));
+}
+
+json_t *err_to_json(const struct err *err)
+{
+    json_t *object = json_object();
+    add(object, "code", code_name(err->code));
+    add(object, "text", err->text);
+    add(object, "hint", err->hint);
+    add(object, "stage", err->stage);
+    add(object, "host", err->host);
+    return object;
+}
+
+static void take(const json_t *object, const char *key, char *ret, size_t size)
+{
+    const char *value = json_string_value(json_object_get(object, key));
+    snprintf(ret, size, "%s", value ? value : "");
+}
+
+int err_from_json(const json_t *json, struct err *ret)
+{
+    memset(ret, 0, sizeof *ret);
+    ret->code = code_number(json_string_value(json_object_get(json, "code")));
+    take(json, "text", ret->text, sizeof ret->text);
+    take(json, "hint", ret->hint, sizeof ret->hint);
+    take(json, "stage", ret->stage, sizeof ret->stage);
+    take(json, "host", ret->host, sizeof ret->host);
+    if (!ret->text[0])
+        snprintf(ret->text, sizeof ret->text, "an error without a text");
+    return -ret->code;
+}

@@ -1,0 +1,72 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include "base/log.h"
+
+#include <stdarg.h>
+#include <stdbool.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+#include <unistd.h>
+
+static const char *program_name = "orai";
+static int max_level = LOG_LEVEL_INFO;
+static bool journal;
+
+static const char *level_name(enum log_level level)
+{
+    switch (level) {
+    case LOG_LEVEL_ERROR:
+        return "error";
+    case LOG_LEVEL_WARNING:
+        return "warning";
+    case LOG_LEVEL_INFO:
+        return "info";
+    case LOG_LEVEL_DEBUG:
+        return "debug";
+    }
+    return "?";
+}
+
+void log_open(const char *program)
+{
+    static const enum log_level levels[] = {LOG_LEVEL_ERROR, LOG_LEVEL_WARNING, LOG_LEVEL_INFO, LOG_LEVEL_DEBUG};
+    program_name = program;
+    journal = getenv("JOURNAL_STREAM") != NULL;
+    const char *wanted = getenv("ORAI_LOG");
+    for (size_t i = 0; wanted && i < sizeof levels / sizeof *levels; i++)
+        if (strcmp(wanted, level_name(levels[i])) == 0)
+            max_level = (int)levels[i];
+}
+
+static int put_prefix(char *line, size_t size, enum log_level level)
+{
+    if (journal)
+        return snprintf(line, size, "<%d>", (int)level);
+    struct timespec now;
+    struct tm tm;
+    clock_gettime(CLOCK_REALTIME, &now);
+    localtime_r(&now.tv_sec, &tm);
+    char date[32];
+    strftime(date, sizeof date, "%Y-%m-%dT%H:%M:%S", &tm);
+    return snprintf(line, size, "%s.%03ld %s[%d] %s: ", date, now.tv_nsec / 1000000, program_name, (int)getpid(),
+                    level_name(level));
+}
+
+void log_write(enum log_level level, const char *format, ...)
+{
+    if ((int)level > max_level)
+        return;
+    char line[2048];
+    int used = put_prefix(line, sizeof line, level);
+    va_list args;
+    va_start(args, format);
+    int more = vsnprintf(line + used, sizeof line - (size_t)used - 1, format, args);
+    va_end(args);
+    size_t length = (size_t)used + (size_t)(more < 0 ? 0 : more);
+    if (length > sizeof line - 2)
+        length = sizeof line - 2;
+    line[length++] = '\n';
+    if (write(STDERR_FILENO, line, length) < 0)
+        return; /* nowhere left to say so */
+}
