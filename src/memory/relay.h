@@ -1,0 +1,39 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * relay: carries QEMU's migration stream between QEMU's unix socket and the move's connections, both ways.
+ *
+ *   source:       QEMU --migrate.sock--> relay --`forward`--> link 0 ... FRAME_STREAM
+ *                 QEMU <--migrate.sock-- relay_write <-- FRAME_BACK
+ *   destination:  FRAME_STREAM --> relay_write --incoming.sock--> QEMU
+ *                 FRAME_BACK <--`forward`-- relay <--incoming.sock-- QEMU
+ *
+ * Bytes pass through untouched and are never buffered here beyond one read: when `forward` blocks, QEMU
+ * blocks, so QEMU's own idea of the bandwidth stays right. One thread per relay reads; relay_write is for one
+ * caller at a time and blocks while QEMU does not read.
+ */
+#pragma once
+
+#include "base/err.h"
+
+#include <stddef.h>
+#include <stdint.h>
+#include <sys/types.h>
+
+struct relay;
+
+/* Takes bytes read from QEMU; called on the relay's thread. `data` NULL: QEMU closed its end (once, last). A negative
+ * return ends the relay. */
+typedef int relay_forward_fn(void *arg, const void *data, size_t size);
+
+/* Listens at `path` for QEMU's single connection (the file is readable for `uid` only); accepting and reading go on in the background. */
+int relay_listen(const char *path, uid_t uid, relay_forward_fn *forward, void *arg, struct relay **ret, struct err *err);
+/* Connects to the socket at `path` where QEMU listens. */
+int relay_connect(const char *path, relay_forward_fn *forward, void *arg, struct relay **ret, struct err *err);
+/* -EPIPE when QEMU is gone. */
+int relay_write(struct relay *relay, const void *data, size_t size, struct err *err);
+/* Bytes that went from QEMU to `forward`. */
+uint64_t relay_bytes(const struct relay *relay);
+/* Wakes and ends both directions (callable while another thread is inside relay_write). */
+void relay_stop(struct relay *relay);
+/* Stops, joins, frees. */
+void relay_free(struct relay *relay);

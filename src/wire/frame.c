@@ -1,0 +1,122 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include "wire/frame.h"
+
+#include "base/endian.h"
+
+#include <assert.h>
+#include <errno.h>
+#include <stdbool.h>
+#include <string.h>
+#include <xxhash.h>
+
+#define BLOCK 4096u
+
+static const char magic[4] = {'O', 'R', 'F', '1'};
+
+static const char *const type_names[] = {
+    [FRAME_HELLO] = "hello",       [FRAME_PING] = "ping",       [FRAME_ERROR] = "error",
+    [FRAME_PREPARE] = "prepare",   [FRAME_PREPARED] = "prepared", [FRAME_LINEAGE] = "lineage",
+    [FRAME_FILE] = "file",         [FRAME_BASE] = "base",       [FRAME_FORK] = "fork",
+    [FRAME_OPENED] = "opened",     [FRAME_RUN] = "run",         [FRAME_MARK] = "mark",
+    [FRAME_MARKED] = "marked",     [FRAME_STREAM] = "stream",   [FRAME_BACK] = "back",
+    [FRAME_PROBE] = "probe",       [FRAME_PROBED] = "probed",   [FRAME_READY] = "ready",
+    [FRAME_COMMIT] = "commit",     [FRAME_RUNNING] = "running", [FRAME_REFUSED] = "refused",
+    [FRAME_FINISH] = "finish",     [FRAME_PROGRESS] = "progress", [FRAME_CANCEL] = "cancel",
+};
+static_assert(sizeof type_names / sizeof *type_names == FRAME_TYPE_END, "a name for each type");
+
+const char *frame_type_name(enum frame_type type)
+{
+    return type >= FRAME_HELLO && type < FRAME_TYPE_END ? type_names[type] : "unknown";
+}
+
+void frame_encode(const struct frame *frame, uint8_t ret[FRAME_HEADER_SIZE])
+{
+    memset(ret, 0, FRAME_HEADER_SIZE);
+    memcpy(ret, magic, sizeof magic);
+    ret[4] = (uint8_t)frame->type;
+    put_le32(ret + 8, frame->length);
+    memcpy(ret + 16, frame->vm.bytes, sizeof frame->vm.bytes);
+    put_le64(ret + 32, frame->epoch);
+}
+
+int frame_decode(const uint8_t bytes[FRAME_HEADER_SIZE], struct frame *ret, struct err *err)
+{
+    if (memcmp(bytes, magic, sizeof magic) != 0)
+        return err_set(err, EPROTO, "the peer does not speak the move protocol");
+    if (bytes[4] < FRAME_HELLO || bytes[4] >= FRAME_TYPE_END)
+        return err_set(err, EPROTO, "the peer sent a frame of the unknown type %u", bytes[4]);
+    uint32_t length = get_le32(bytes + 8);
+    if (length > FRAME_MAX_PAYLOAD)
+        return err_set(err, EPROTO, "the peer announced a frame of %u bytes, more than %u", length, FRAME_MAX_PAYLOAD);
+    ret->type = (enum frame_type)bytes[4];
+    ret->length = length;
+    memcpy(ret->vm.bytes, bytes + 16, sizeof ret->vm.bytes);
+    ret->epoch = get_le64(bytes + 32);
+    return 0;
+}
+
+void wire_run_encode(const struct wire_run *run, uint8_t ret[WIRE_RUN_SIZE])
+{
+    memset(ret, 0, WIRE_RUN_SIZE);
+    put_le16(ret, run->disk);
+    put_le16(ret + 2, run->flags);
+    put_le32(ret + 4, run->generation);
+    put_le64(ret + 8, run->block);
+    put_le32(ret + 16, run->count);
+    put_le64(ret + 24, run->checksum);
+}
+
+static int check_data(const struct wire_run *run, const uint8_t *data, size_t size, struct err *err)
+{
+    bool zero = run->flags & WIRE_RUN_ZERO;
+    if (zero && size != 0)
+        return err_set(err, EPROTO, "a zero run with %zu bytes of data", size);
+    if (zero)
+        return 0;
+    if (run->count > WIRE_RUN_MAX_BLOCKS || size > (size_t)run->count * BLOCK || size <= (size_t)(run->count - 1) * BLOCK)
+        return err_set(err, EPROTO, "a run of %u blocks with %zu bytes of data", run->count, size);
+    if (XXH3_64bits(data, size) != run->checksum)
+        return err_set(err, EBADMSG, "block %llu of disk %u arrived damaged", (unsigned long long)run->block, run->disk);
+    return 0;
+}
+
+int wire_run_decode(const uint8_t *payload, size_t size, struct wire_run *ret, const uint8_t **ret_data, size_t *ret_size,
+                    struct err *err)
+{
+    if (size < WIRE_RUN_SIZE)
+        return err_set(err, EPROTO, "a run of only %zu bytes", size);
+    struct wire_run run = {
+        .disk = get_le16(payload),
+        .flags = get_le16(payload + 2),
+        .generation = get_le32(payload + 4),
+        .block = get_le64(payload + 8),
+        .count = get_le32(payload + 16),
+        .checksum = get_le64(payload + 24),
+    };
+    if (run.count == 0 || run.block > UINT64_MAX / BLOCK - run.count || (run.flags & ~WIRE_RUN_ZERO))
+        return err_set(err, EPROTO, "a run of %u blocks at block %llu with flags %#x", run.count,
+                       (unsigned long long)run.block, run.flags);
+    const uint8_t *data = payload + WIRE_RUN_SIZE;
+    int r = check_data(&run, data, size - WIRE_RUN_SIZE, err);
+    if (r < 0)
+        return r;
+    *ret = run;
+    *ret_data = run.flags & WIRE_RUN_ZERO ? NULL : data;
+    *ret_size = size - WIRE_RUN_SIZE;
+    return 0;
+}
+
+void wire_mark_encode(const struct wire_mark *mark, uint8_t ret[WIRE_MARK_SIZE])
+{
+    put_le32(ret, mark->sequence);
+    put_le32(ret + 4, 0);
+}
+
+int wire_mark_decode(const uint8_t *payload, size_t size, struct wire_mark *ret, struct err *err)
+{
+    if (size != WIRE_MARK_SIZE)
+        return err_set(err, EPROTO, "a mark of %zu bytes", size);
+    ret->sequence = get_le32(payload);
+    return 0;
+}

@@ -1,0 +1,94 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * frame: the move protocol's unit on a TLS connection. Pure: encodes and decodes buffers, does no I/O; the bytes
+ * are a peer's and may be anything. docs/protocol.md describes who sends what when.
+ *
+ *    0  magic "ORF1"      8  length u32 (payload bytes)    16  vm id, 16 bytes
+ *    4  type u8          12  reserved u32, 0               32  epoch u64
+ *    5  reserved, 3 bytes, 0                               40  payload
+ *
+ * Little-endian. Every frame names VM and epoch, so that a frame of an older hand-over, late on some wire, is
+ * recognised and dropped.
+ */
+#pragma once
+
+#include "base/err.h"
+#include "base/id.h"
+
+#include <stddef.h>
+#include <stdint.h>
+
+#define FRAME_HEADER_SIZE 40
+#define FRAME_MAX_PAYLOAD (1u << 20)
+#define FRAME_MAX_JSON (256u << 10)
+
+#define MOVE_PROTOCOL_VERSION 1
+
+enum frame_type {
+    FRAME_HELLO = 1, /* JSON both ways, first on every connection */
+    FRAME_PING,      /* nothing; any frame proves life, this one when there is no other */
+    FRAME_ERROR,     /* JSON err: the sender gave up and has rolled back, or is about to */
+    FRAME_PREPARE,   /* JSON source -> destination */
+    FRAME_PREPARED,  /* JSON destination -> source */
+    FRAME_LINEAGE,   /* run-less: u16 disk, lineage bytes; both directions */
+    FRAME_FILE,      /* u16 file, u64 offset, bytes: kernel and initrd */
+    FRAME_BASE,      /* JSON source -> destination: on which base the disks will be built */
+    FRAME_FORK,      /* u16 disk, n x (u64 block, u64 count): what the destination's fork wrote */
+    FRAME_OPENED,    /* JSON destination -> source: disks open, QEMU waits */
+    FRAME_RUN,       /* struct wire_run_v1, data */
+    FRAME_MARK,      /* struct wire_mark_v1, on every data connection: all before it belongs to the mark */
+    FRAME_MARKED,    /* JSON destination -> source: the mark's data is durable */
+    FRAME_STREAM,    /* QEMU's migration stream, source -> destination */
+    FRAME_BACK,      /* QEMU's return path, destination -> source */
+    FRAME_PROBE,     /* bytes to measure the link with; answered by PROBED when `last` */
+    FRAME_PROBED,    /* JSON */
+    FRAME_READY,     /* JSON destination -> source: everything durable, the guest loaded and stopped */
+    FRAME_COMMIT,    /* JSON source -> destination: the epoch is yours */
+    FRAME_RUNNING,   /* JSON destination -> source: the guest runs here */
+    FRAME_REFUSED,   /* JSON destination -> source: durably refused */
+    FRAME_FINISH,    /* source -> destination: heard */
+    FRAME_PROGRESS,  /* JSON source -> destination, for people who watch there */
+    FRAME_CANCEL,    /* destination -> source: a human cancelled there */
+    FRAME_TYPE_END
+};
+
+struct frame {
+    enum frame_type type;
+    uint32_t length;
+    struct id vm;
+    uint64_t epoch;
+};
+
+void frame_encode(const struct frame *frame, uint8_t ret[FRAME_HEADER_SIZE]);
+/* -EPROTO on a wrong magic, an unknown type or a length beyond FRAME_MAX_PAYLOAD. */
+int frame_decode(const uint8_t bytes[FRAME_HEADER_SIZE], struct frame *ret, struct err *err);
+const char *frame_type_name(enum frame_type type);
+
+/* A run of blocks with one generation number: data follows unless WIRE_RUN_ZERO.
+ *   0 disk u16   2 flags u16   4 generation u32   8 block u64   16 count u32   20 reserved u32   24 XXH3-64 of the data */
+#define WIRE_RUN_SIZE 32
+#define WIRE_RUN_MAX_BLOCKS 64u /* with data: 256 KiB; zero runs may have any count */
+enum wire_run_flags { WIRE_RUN_ZERO = 1 };
+
+struct wire_run {
+    uint16_t disk, flags;
+    uint32_t generation;
+    uint64_t block;
+    uint32_t count;
+    uint64_t checksum;
+};
+
+void wire_run_encode(const struct wire_run *run, uint8_t ret[WIRE_RUN_SIZE]);
+/* `payload` is the whole frame's. *ret_data points into it (NULL for zero runs). Only the last block of a disk may be short: the
+ * data is (count - 1) * 4096 + 1 to count * 4096 bytes long; ret_size says how long. Checks the checksum (-EBADMSG). */
+int wire_run_decode(const uint8_t *payload, size_t size, struct wire_run *ret, const uint8_t **ret_data, size_t *ret_size,
+                    struct err *err);
+
+/* A mark: all runs sent before it on this connection count for it.
+ *   0 sequence u32   4 flags u32 */
+#define WIRE_MARK_SIZE 8
+struct wire_mark {
+    uint32_t sequence;
+};
+void wire_mark_encode(const struct wire_mark *mark, uint8_t ret[WIRE_MARK_SIZE]);
+int wire_mark_decode(const uint8_t *payload, size_t size, struct wire_mark *ret, struct err *err);
