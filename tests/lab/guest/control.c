@@ -1,0 +1,213 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include "control.h"
+
+#include "beacon.h"
+#include "disk.h"
+#include "memory.h"
+#include "pace.h"
+
+#include <arpa/inet.h>
+#include <errno.h>
+#include <inttypes.h>
+#include <netinet/in.h>
+#include <pthread.h>
+#include <stdbool.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/reboot.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
+struct client {
+    struct pulse *pulse;
+    FILE *in, *out;
+    bool power_off; /* once the answer is sent */
+};
+
+static void answer_status(struct client *client)
+{
+    const struct pulse *pulse = client->pulse;
+    struct disk_status disk = disk_status(pulse->disk);
+    struct memory_status memory = memory_status(pulse->memory);
+    fprintf(client->out,
+            "{\"boot\":\"%016" PRIx64 "\",\"uptime_ms\":%" PRId64 ",\"written\":%" PRIu64
+            ",\"durable\":%" PRIu64 ",\"disk_errors\":%" PRIu64 ",\"mem_errors\":%" PRIu64
+            ",\"mem_checks\":%" PRIu64 ",\"udp_sent\":%" PRIu64 "}\n",
+            pulse->boot, pace_now() / MS, disk.written, disk.durable, disk.errors, memory.errors,
+            memory.checks, beacon_sent(pulse->beacon));
+}
+
+static void answer_result(struct client *client, int result)
+{
+    if (result < 0)
+        fprintf(client->out, "error: %s\n", strerror(-result));
+    else
+        answer_status(client);
+}
+
+static int run_status(struct client *client, const char *args)
+{
+    (void)client, (void)args;
+    return 0;
+}
+
+static int run_sync(struct client *client, const char *args)
+{
+    struct disk *disk = client->pulse->disk;
+    (void)args;
+    return disk != NULL ? disk_sync(disk) : -ENODEV;
+}
+
+static int run_write(struct client *client, const char *args)
+{
+    struct disk *disk = client->pulse->disk;
+    if (disk == NULL)
+        return -ENODEV;
+    int r = disk_write(disk, strtoull(args, NULL, 10));
+    return r < 0 ? r : disk_sync(disk);
+}
+
+static int run_rate(struct client *client, const char *args)
+{
+    struct disk *disk = client->pulse->disk;
+    if (disk == NULL)
+        return -ENODEV;
+    disk_set_rate(disk, strtoull(args, NULL, 10));
+    return 0;
+}
+
+static int run_dirty(struct client *client, const char *args)
+{
+    struct memory *memory = client->pulse->memory;
+    if (memory == NULL)
+        return -ENODEV;
+    memory_set_dirty(memory, strtoull(args, NULL, 10));
+    return 0;
+}
+
+static int run_trim(struct client *client, const char *args)
+{
+    struct disk *disk = client->pulse->disk;
+    uint64_t offset, length;
+    if (sscanf(args, "%" SCNu64 " %" SCNu64, &offset, &length) != 2)
+        return -EINVAL;
+    return disk != NULL ? disk_trim(disk, offset, length) : -ENODEV;
+}
+
+static int run_poweroff(struct client *client, const char *args)
+{
+    struct disk *disk = client->pulse->disk;
+    (void)args;
+    client->power_off = true;
+    return disk != NULL ? disk_stop(disk) : 0;
+}
+
+static const struct command {
+    const char *name;
+    int (*run)(struct client *client, const char *args);
+} commands[] = {
+    {"status", run_status}, {"sync", run_sync}, {"write", run_write},       {"rate", run_rate},
+    {"dirty", run_dirty},   {"trim", run_trim}, {"poweroff", run_poweroff},
+};
+
+static void run_line(struct client *client, char *line)
+{
+    line[strcspn(line, "\r\n")] = '\0';
+    char *args = line;
+    const char *name = strsep(&args, " ");
+    if (args == NULL)
+        args = "";
+    if (strcmp(name, "echo") == 0) {
+        fprintf(client->out, "%s\n", args);
+        return;
+    }
+    for (size_t i = 0; i < sizeof(commands) / sizeof(commands[0]); i++) {
+        if (strcmp(name, commands[i].name) == 0) {
+            answer_result(client, commands[i].run(client, args));
+            return;
+        }
+    }
+    fprintf(client->out, "error: unknown command\n");
+}
+
+static void client_free(struct client *client)
+{
+    if (client->out != NULL)
+        fclose(client->out);
+    if (client->in != NULL)
+        fclose(client->in);
+    free(client);
+}
+
+/* A moment for the answer to leave, because nothing is sent after this. */
+static void power_off(void)
+{
+    pace_wait(&(struct pace){.next = pace_now()}, 100 * MS);
+    reboot(RB_POWER_OFF);
+}
+
+static void *client_thread(void *arg)
+{
+    struct client *client = arg;
+    char *line = NULL;
+    size_t room = 0;
+    while (getline(&line, &room, client->in) > 0) {
+        run_line(client, line);
+        bool sent = fflush(client->out) == 0;
+        if (client->power_off)
+            power_off();
+        if (!sent)
+            break;
+    }
+    free(line);
+    client_free(client);
+    return NULL;
+}
+
+/* Two streams, because one for both directions would need a seek between reading and writing. */
+static struct client *client_new(int fd, struct pulse *pulse)
+{
+    struct client *client = calloc(1, sizeof(*client));
+    if (client == NULL || (client->in = fdopen(fd, "r")) == NULL) {
+        close(fd);
+        free(client);
+        return NULL;
+    }
+    client->pulse = pulse;
+    client->out = fdopen(dup(fd), "w");
+    if (client->out == NULL) {
+        client_free(client);
+        return NULL;
+    }
+    return client;
+}
+
+int control_listen(void)
+{
+    int fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
+    if (fd < 0)
+        return -errno;
+    struct sockaddr_in any = {.sin_family = AF_INET, .sin_port = htons(CONTROL_PORT)};
+    setsockopt(fd, SOL_SOCKET, SO_REUSEADDR, &(int){1}, sizeof(int));
+    if (bind(fd, (const struct sockaddr *)&any, sizeof(any)) == 0 && listen(fd, 16) == 0)
+        return fd;
+    int r = -errno;
+    close(fd);
+    return r;
+}
+
+void control_serve(int listener, struct pulse *pulse)
+{
+    for (;;) {
+        int fd = accept4(listener, NULL, NULL, SOCK_CLOEXEC);
+        struct client *client = fd >= 0 ? client_new(fd, pulse) : NULL;
+        pthread_t thread;
+        if (client == NULL)
+            continue;
+        if (pthread_create(&thread, NULL, client_thread, client) == 0)
+            pthread_detach(thread);
+        else
+            client_free(client);
+    }
+}
