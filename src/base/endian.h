@@ -9,17 +9,17 @@
 #include <stdint.h>
 #include <string.h>
 
-#define ENDIAN_ACCESS(bits, order, prefix)                                                                   \
-    static inline uint##bits##_t get_##prefix##bits(const void *p)                                           \
-    {                                                                                                        \
-        uint##bits##_t v;                                                                                    \
-        memcpy(&v, p, sizeof v);                                                                             \
-        return order##bits##toh(v);                                                                          \
-    }                                                                                                        \
-    static inline void put_##prefix##bits(void *p, uint##bits##_t v)                                         \
-    {                                                                                                        \
-        v = hto##order##bits(v);                                                                             \
-        memcpy(p, &v, sizeof v);                                                                             \
+#define ENDIAN_ACCESS(bits, order, prefix)                           \
+    static inline uint##bits##_t get_##prefix##bits(const void *p)   \
+    {                                                                \
+        uint##bits##_t v;                                            \
+        memcpy(&v, p, sizeof v);                                     \
+        return order##bits##toh(v);                                  \
+    }                                                                \
+    static inline void put_##prefix##bits(void *p, uint##bits##_t v) \
+    {                                                                \
+        v = hto##order##bits(v);                                     \
+        memcpy(p, &v, sizeof v);                                     \
     }
 
 ENDIAN_ACCESS(16, le, le)

@@ -7,11 +7,13 @@
 #include <stdlib.h>
 #include <string.h>
 
-static void vset(struct err *err, int code, const char *format, va_list args)
+/* The arguments may point into *err itself. */
+__attribute__((format(printf, 3, 0))) static void vset(struct err *err, int code, const char *format,
+                                                       va_list args)
 {
-    memset(err, 0, sizeof *err);
-    err->code = code;
-    vsnprintf(err->text, sizeof err->text, format, args);
+    struct err new = {.code = code};
+    vsnprintf(new.text, sizeof new.text, format, args);
+    *err = new;
 }
 
 int err_set(struct err *err, int errnum, const char *format, ...)
@@ -60,10 +62,12 @@ int err_hint(struct err *err, const char *format, ...)
 {
     if (!err)
         return -EIO;
+    char hint[sizeof err->hint] = ""; /* the arguments may point into *err */
     va_list args;
     va_start(args, format);
-    vsnprintf(err->hint, sizeof err->hint, format, args);
+    vsnprintf(hint, sizeof hint, format, args);
     va_end(args);
+    memcpy(err->hint, hint, sizeof hint);
     return -err->code;
 }
 
@@ -83,14 +87,50 @@ static const struct {
     int code;
     const char *name;
 } codes[] = {
-    {EPERM, "EPERM"},         {ENOENT, "ENOENT"},       {EINTR, "EINTR"},           {EIO, "EIO"},
-    {EAGAIN, "EAGAIN"},       {ENOMEM, "ENOMEM"},       {EACCES, "EACCES"},         {EBUSY, "EBUSY"},
-    {EEXIST, "EEXIST"},       {ENODEV, "ENODEV"},       {EINVAL, "EINVAL"},         {EFBIG, "EFBIG"},
-    {ENOSPC, "ENOSPC"},       {EROFS, "EROFS"},         {EPIPE, "EPIPE"},           {ERANGE, "ERANGE"},
-    {EPROTO, "EPROTO"},       {EBADMSG, "EBADMSG"},     {EOVERFLOW, "EOVERFLOW"},   {EMSGSIZE, "EMSGSIZE"},
-    {ENOTSUP, "ENOTSUP"},     {ECONNRESET, "ECONNRESET"}, {ETIMEDOUT, "ETIMEDOUT"}, {ECONNREFUSED, "ECONNREFUSED"},
-    {EHOSTUNREACH, "EHOSTUNREACH"}, {EALREADY, "EALREADY"}, {ESTALE, "ESTALE"},     {EDQUOT, "EDQUOT"},
-    {ECANCELED, "ECANCELED"}, {EOWNERDEAD, "EOWNERDEAD"}, {ENOTCONN, "ENOTCONN"},   {EADDRINUSE, "EADDRINUSE"},
+    {EPERM, "EPERM"},
+    {ENOENT, "ENOENT"},
+    {EINTR, "EINTR"},
+    {EIO, "EIO"},
+    {EAGAIN, "EAGAIN"},
+    {ENOMEM, "ENOMEM"},
+    {EACCES, "EACCES"},
+    {EBUSY, "EBUSY"},
+    {EEXIST, "EEXIST"},
+    {ENODEV, "ENODEV"},
+    {EINVAL, "EINVAL"},
+    {EFBIG, "EFBIG"},
+    {ENOSPC, "ENOSPC"},
+    {EROFS, "EROFS"},
+    {EPIPE, "EPIPE"},
+    {ERANGE, "ERANGE"},
+    {EPROTO, "EPROTO"},
+    {EBADMSG, "EBADMSG"},
+    {EOVERFLOW, "EOVERFLOW"},
+    {EMSGSIZE, "EMSGSIZE"},
+    {ENOTSUP, "ENOTSUP"},
+    {ECONNRESET, "ECONNRESET"},
+    {ETIMEDOUT, "ETIMEDOUT"},
+    {ECONNREFUSED, "ECONNREFUSED"},
+    {EHOSTUNREACH, "EHOSTUNREACH"},
+    {EALREADY, "EALREADY"},
+    {ESTALE, "ESTALE"},
+    {EDQUOT, "EDQUOT"},
+    {ECANCELED, "ECANCELED"},
+    {EOWNERDEAD, "EOWNERDEAD"},
+    {ENOTCONN, "ENOTCONN"},
+    {EADDRINUSE, "EADDRINUSE"},
+    {ESRCH, "ESRCH"},
+    {ENOTDIR, "ENOTDIR"},
+    {EISDIR, "EISDIR"},
+    {EMFILE, "EMFILE"},
+    {ENFILE, "ENFILE"},
+    {ENOTEMPTY, "ENOTEMPTY"},
+    {ENAMETOOLONG, "ENAMETOOLONG"},
+    {ENETUNREACH, "ENETUNREACH"},
+    {EXDEV, "EXDEV"},
+    {EADDRNOTAVAIL, "EADDRNOTAVAIL"},
+    {ENOEXEC, "ENOEXEC"},
+    {ETXTBSY, "ETXTBSY"},
 };
 
 static const char *code_name(int code)
@@ -109,10 +149,25 @@ static int code_number(const char *name)
     return EPROTO;
 }
 
+/* A text may hold a file's name in another encoding, or be cut inside a character: JSON cannot, and an error
+ * must get through. `value` has at most sizeof err->text bytes. */
+static json_t *text_to_json(const char *value)
+{
+    json_t *json = json_string(value);
+    if (json)
+        return json;
+    char ascii[sizeof((struct err *)0)->text];
+    snprintf(ascii, sizeof ascii, "%s", value);
+    for (char *c = ascii; *c; c++)
+        if (*c & 0x80)
+            *c = '?';
+    return json_string(ascii);
+}
+
 static void add(json_t *object, const char *key, const char *value)
 {
     if (value[0])
-        json_object_set_new(object, key, json_string_nocheck(value));
+        json_object_set_new(object, key, text_to_json(value));
 }
 
 json_t *err_to_json(const struct err *err)
@@ -126,10 +181,18 @@ json_t *err_to_json(const struct err *err)
     return object;
 }
 
+/* Control characters, also the ones above 0x7f (in UTF-8 0xc2 and a byte below 0xa0), would let a peer write
+ * escape sequences to a terminal or lines to a log. */
 static void take(const json_t *object, const char *key, char *ret, size_t size)
 {
     const char *value = json_string_value(json_object_get(object, key));
     snprintf(ret, size, "%s", value ? value : "");
+    for (unsigned char *c = (unsigned char *)ret; *c; c++) {
+        if (*c < 0x20 || *c == 0x7f)
+            *c = ' ';
+        else if (c[0] == 0xc2 && c[1] >= 0x80 && c[1] < 0xa0)
+            c[1] = 0xa0; /* no-break space */
+    }
 }
 
 int err_from_json(const json_t *json, struct err *ret)

@@ -123,8 +123,8 @@ int file_load(const char *path, size_t limit, void **ret_data, size_t *ret_size,
     if (!S_ISREG(st.st_mode))
         return err_set(err, EINVAL, "%s is not a regular file", path);
     if ((uint64_t)st.st_size > limit)
-        return err_set(err, EFBIG, "%s has %lld bytes, more than the %zu it may have", path, (long long)st.st_size,
-                       limit);
+        return err_set(err, EFBIG, "%s has %lld bytes, more than the %zu it may have", path,
+                       (long long)st.st_size, limit);
     size_t size = (size_t)st.st_size;
     _cleanup_free_ char *data = malloc(size + 1);
     if (!data)
@@ -138,19 +138,30 @@ int file_load(const char *path, size_t limit, void **ret_data, size_t *ret_size,
     return 0;
 }
 
+static int make_folder(const char *path, mode_t mode, struct err *err)
+{
+    struct stat st;
+    if (mkdir(path, mode) == 0)
+        return 0;
+    if (errno == EEXIST && stat(path, &st) == 0)
+        errno = S_ISDIR(st.st_mode) ? 0 : ENOTDIR;
+    return errno == 0 ? 0 : err_sys(err, errno, "cannot make the folder %s", path);
+}
+
 int file_mkdirs(const char *path, mode_t mode, struct err *err)
 {
     char part[PATH_MAX];
-    if (snprintf(part, sizeof part, "%s", path) >= (int)sizeof part)
-        return err_set(err, ENAMETOOLONG, "path too long: %s", path);
+    int length = snprintf(part, sizeof part, "%s", path);
+    if (length <= 0 || length >= (int)sizeof part)
+        return err_set(err, length <= 0 ? EINVAL : ENAMETOOLONG, "cannot make the folder \"%.80s\": bad path",
+                       path);
     for (char *slash = part + 1; (slash = strchr(slash, '/')); *slash++ = '/') {
         *slash = '\0';
-        if (mkdir(part, mode) < 0 && errno != EEXIST)
-            return err_sys(err, errno, "cannot make the folder %s", part);
+        int r = make_folder(part, mode, err);
+        if (r < 0)
+            return r;
     }
-    if (mkdir(part, mode) < 0 && errno != EEXIST)
-        return err_sys(err, errno, "cannot make the folder %s", part);
-    return 0;
+    return make_folder(part, mode, err);
 }
 
 static int remove_entry(const char *path, const struct stat *st, int type, struct FTW *ftw)

@@ -5,12 +5,17 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/random.h>
+#include <sys/types.h>
 
 struct id id_random(void)
 {
     struct id id;
-    if (getrandom(id.bytes, sizeof id.bytes, 0) != sizeof id.bytes)
-        abort(); /* the kernel promises up to 256 bytes once its pool is ready */
+    ssize_t n;
+    do
+        n = getrandom(id.bytes, sizeof id.bytes, 0);
+    while (n < 0 && errno == EINTR); /* only before the pool is ready, early in a boot */
+    if (n != sizeof id.bytes)
+        abort(); /* the kernel promises up to 256 bytes at once */
     return id;
 }
 

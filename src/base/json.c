@@ -60,7 +60,8 @@ int json_write_file(const char *path, const json_t *json, mode_t mode, struct er
     return file_replace(path, text, size, mode, err);
 }
 
-int json_get_string(const json_t *object, const char *key, const char *what, const char **ret, struct err *err)
+int json_get_string(const json_t *object, const char *key, const char *what, const char **ret,
+                    struct err *err)
 {
     const char *value = json_string_value(json_object_get(object, key));
     if (!value)
@@ -112,7 +113,8 @@ const char *json_str(const json_t *object, const char *key, const char *otherwis
 uint64_t json_u64(const json_t *object, const char *key, uint64_t otherwise)
 {
     json_t *value = json_object_get(object, key);
-    return json_is_integer(value) && json_integer_value(value) >= 0 ? (uint64_t)json_integer_value(value) : otherwise;
+    return json_is_integer(value) && json_integer_value(value) >= 0 ? (uint64_t)json_integer_value(value)
+                                                                    : otherwise;
 }
 
 bool json_bool(const json_t *object, const char *key, bool otherwise)
@@ -129,6 +131,8 @@ double json_double(const json_t *object, const char *key, double otherwise)
 
 int json_only_keys(const json_t *object, const char *what, const char *const *allowed, struct err *err)
 {
+    if (!json_is_object(object))
+        return err_set(err, EINVAL, "%s must be a JSON object", what);
     const char *key;
     json_t *value;
     json_object_foreach((json_t *)object, key, value)

@@ -22,7 +22,8 @@ int json_read_file(const char *path, json_t **ret, struct err *err);
 int json_write_file(const char *path, const json_t *json, mode_t mode, struct err *err);
 
 /* *ret points into `object`. */
-int json_get_string(const json_t *object, const char *key, const char *what, const char **ret, struct err *err);
+int json_get_string(const json_t *object, const char *key, const char *what, const char **ret,
+                    struct err *err);
 int json_get_u64(const json_t *object, const char *key, const char *what, uint64_t *ret, struct err *err);
 int json_get_id(const json_t *object, const char *key, const char *what, struct id *ret, struct err *err);
 int json_get_object(const json_t *object, const char *key, const char *what, json_t **ret, struct err *err);
@@ -34,5 +35,6 @@ uint64_t json_u64(const json_t *object, const char *key, uint64_t otherwise);
 bool json_bool(const json_t *object, const char *key, bool otherwise);
 double json_double(const json_t *object, const char *key, double otherwise);
 
-/* Fails if `object` has a key that is not among the NULL-terminated `allowed` (typing errors in config files). */
+/* Fails if `object` has a key that is not among the NULL-terminated `allowed` (typing errors in config
+ * files). */
 int json_only_keys(const json_t *object, const char *what, const char *const *allowed, struct err *err);

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #include "base/log.h"
 
+#include <errno.h>
 #include <stdarg.h>
 #include <stdbool.h>
 #include <stdio.h>
@@ -30,7 +31,8 @@ static const char *level_name(enum log_level level)
 
 void log_open(const char *program)
 {
-    static const enum log_level levels[] = {LOG_LEVEL_ERROR, LOG_LEVEL_WARNING, LOG_LEVEL_INFO, LOG_LEVEL_DEBUG};
+    static const enum log_level levels[] = {LOG_LEVEL_ERROR, LOG_LEVEL_WARNING, LOG_LEVEL_INFO,
+                                            LOG_LEVEL_DEBUG};
     program_name = program;
     journal = getenv("JOURNAL_STREAM") != NULL;
     const char *wanted = getenv("ORAI_LOG");
@@ -49,24 +51,36 @@ static int put_prefix(char *line, size_t size, enum log_level level)
     localtime_r(&now.tv_sec, &tm);
     char date[32];
     strftime(date, sizeof date, "%Y-%m-%dT%H:%M:%S", &tm);
-    return snprintf(line, size, "%s.%03ld %s[%d] %s: ", date, now.tv_nsec / 1000000, program_name, (int)getpid(),
-                    level_name(level));
+    return snprintf(line, size, "%s.%03ld %s[%d] %s: ", date, now.tv_nsec / 1000000, program_name,
+                    (int)getpid(), level_name(level));
 }
 
+/* Texts may come from a peer: they must not begin lines of their own. */
+static void keep_one_line(char *text)
+{
+    for (; *text; text++)
+        if ((unsigned char)*text < 0x20 || *text == 0x7f)
+            *text = ' ';
+}
+
+/* Leaves errno alone: callers log on the way to using it. */
 void log_write(enum log_level level, const char *format, ...)
 {
     if ((int)level > max_level)
         return;
+    int saved_errno = errno;
     char line[2048];
     int used = put_prefix(line, sizeof line, level);
     va_list args;
     va_start(args, format);
     int more = vsnprintf(line + used, sizeof line - (size_t)used - 1, format, args);
     va_end(args);
+    keep_one_line(line + used);
     size_t length = (size_t)used + (size_t)(more < 0 ? 0 : more);
     if (length > sizeof line - 2)
         length = sizeof line - 2;
     line[length++] = '\n';
-    if (write(STDERR_FILENO, line, length) < 0)
-        return; /* nowhere left to say so */
+    ssize_t written = write(STDERR_FILENO, line, length);
+    (void)written; /* there is nowhere left to report a failure to */
+    errno = saved_errno;
 }

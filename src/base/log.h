@@ -7,7 +7,8 @@
 
 enum log_level { LOG_LEVEL_ERROR = 3, LOG_LEVEL_WARNING = 4, LOG_LEVEL_INFO = 6, LOG_LEVEL_DEBUG = 7 };
 
-/* `program` must live as long as the process. ORAI_LOG=error|warning|info|debug sets the level (default info). */
+/* `program` must live as long as the process. ORAI_LOG=error|warning|info|debug sets the level (default
+ * info). */
 void log_open(const char *program);
 void log_write(enum log_level level, const char *format, ...) __attribute__((format(printf, 2, 3)));
 

@@ -40,15 +40,15 @@ static inline void json_cleanup(json_t **json)
 #define _cleanup_json_ _cleanup_(json_cleanup)
 
 /* Hands an owned pointer or descriptor on, leaving NULL or -1 behind for the cleanup. */
-#define TAKE_PTR(p)                                                                                          \
-    ({                                                                                                       \
-        __typeof__(p) taken_ = (p);                                                                          \
-        (p) = NULL;                                                                                          \
-        taken_;                                                                                              \
+#define TAKE_PTR(p)                 \
+    ({                              \
+        __typeof__(p) taken_ = (p); \
+        (p) = NULL;                 \
+        taken_;                     \
     })
-#define TAKE_FD(fd)                                                                                          \
-    ({                                                                                                       \
-        int taken_ = (fd);                                                                                   \
-        (fd) = -1;                                                                                           \
-        taken_;                                                                                              \
+#define TAKE_FD(fd)        \
+    ({                     \
+        int taken_ = (fd); \
+        (fd) = -1;         \
+        taken_;            \
     })
