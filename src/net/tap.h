@@ -1,0 +1,24 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * tap: a network interface of the host that is a guest's NIC on the other side. It is not persistent: it
+ * vanishes with the last descriptor, ours or QEMU's.
+ */
+#pragma once
+
+#include "base/err.h"
+#include "base/id.h"
+
+#include <net/if.h>
+#include <stddef.h>
+#include <sys/types.h>
+
+/* "orai", 8 hex digits of the VM's id, the NIC's number. Returns `name`. */
+const char *tap_name(const struct id *vm, size_t nic, char name[IFNAMSIZ]);
+/* Makes the interface `name` up, with the MTU of `bridge` and joined to it ("" = no bridge). Frames carry a
+ * virtio net header. Returns the descriptor (non-blocking) or -errno. */
+int tap_open(const char *name, const char *bridge, struct err *err);
+/* The descriptor of `name` that the process behind `pidfd` holds; ours from here on. -ENOENT if it has none.
+ */
+int tap_take(pid_t pid, int pidfd, const char *name, struct err *err);
+/* Size of the virtio net header before each frame (10 or 12), 0 if there is none, or -errno. */
+int tap_header_size(int fd);

@@ -1,0 +1,73 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * qemu_internal: what the files behind qemu.h share.
+ */
+#pragma once
+
+#include "base/macro.h"
+#include "vmm/qemu.h"
+
+#include <errno.h>
+#include <limits.h>
+#include <stdio.h>
+
+/* Ordinary commands; a QEMU that is busy with a device or swapped out may need seconds. */
+#define QEMU_COMMAND_MSEC 10000
+
+struct qemu {
+    pid_t pid;
+    int pidfd;
+    bool child; /* ours to reap */
+    struct qmp *qmp;
+    int ram_fd;
+    uid_t uid;
+    gid_t gid;
+    char run_dir[PATH_MAX];
+};
+
+/* --- qemu_args.c: the command line ------------------------------------------------------------------------
+ */
+
+/* Descriptors as they are numbered in QEMU; -1 where the VM has none. */
+struct qemu_fds {
+    int ram, qmp, console, kernel, initrd;
+    int taps[VM_MAX_NICS];
+};
+
+/* A NULL-terminated argv, to be freed with qemu_args_free; NULL when out of memory. `accel` is "kvm" or
+ * "tcg". */
+char **qemu_args_build(const struct qemu_env *env, const struct vm_config *config, const char *accel,
+                       bool incoming, const struct qemu_fds *fds);
+void qemu_args_free(char **argv);
+
+/* --- spawn.c ----------------------------------------------------------------------------------------------
+ */
+
+struct spawn {
+    char **argv; /* argv[0] is looked up in PATH */
+    uid_t uid;   /* 0 = do not change */
+    gid_t gid;
+    const int *fds; /* become 3, 4, ... in the process; all others are closed */
+    size_t fd_count;
+    int log_fd; /* its standard output and error */
+    const char *pid_file;
+};
+
+/* Starts a process in a session of its own, recorded in pid_file before its first instruction runs. */
+int spawn_process(const struct spawn *spawn, pid_t *ret_pid, int *ret_pidfd, struct err *err);
+
+/* --- probe.c ----------------------------------------------------------------------------------------------
+ */
+
+/* Is KVM real here? If not, `why` says so. */
+bool kvm_usable(char why[128]);
+
+/* --- qemu.c -----------------------------------------------------------------------------------------------
+ */
+
+static inline int qemu_path(char path[PATH_MAX], const char *dir, const char *name, struct err *err)
+{
+    if (snprintf(path, PATH_MAX, "%s/%s", dir, name) >= PATH_MAX)
+        return err_set(err, ENAMETOOLONG, "path too long: %s/%s", dir, name);
+    return 0;
+}
