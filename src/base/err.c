@@ -37,7 +37,9 @@ int err_sys(struct err *err, int errnum, const char *format, ...)
         vset(err, errnum, format, args);
         va_end(args);
         size_t used = strlen(err->text);
-        snprintf(err->text + used, sizeof err->text - used, ": %s", strerror(errnum));
+        const char *words =
+            strerrordesc_np(errnum); /* unlike strerror: any thread, and the same in each locale */
+        snprintf(err->text + used, sizeof err->text - used, ": %s", words ? words : "unknown error");
     }
     return -errnum;
 }

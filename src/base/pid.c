@@ -57,6 +57,21 @@ int boot_id_read(char ret[BOOT_ID_SIZE])
     return 0;
 }
 
+/* Decimal digits up to `max`, then `end`, both passed over. */
+static bool take_number(const char **text, char end, unsigned long long max, unsigned long long *ret)
+{
+    char *behind;
+    if (**text < '0' || **text > '9')
+        return false;
+    errno = 0;
+    unsigned long long value = strtoull(*text, &behind, 10);
+    if (errno != 0 || value > max || *behind != end)
+        return false;
+    *text = behind + 1;
+    *ret = value;
+    return true;
+}
+
 /* Field 22 of /proc/PID/stat, counted from behind the command's name: that may hold anything, ")" too. */
 static int read_start(pid_t pid, unsigned long long *ret)
 {
@@ -71,7 +86,7 @@ static int read_start(pid_t pid, unsigned long long *ret)
         if (p)
             p++;
     }
-    return p && sscanf(p, "%llu", ret) == 1 ? 0 : -EBADMSG;
+    return p && take_number(&p, ' ', ULLONG_MAX, ret) ? 0 : -EBADMSG;
 }
 
 static int open_pid(pid_t pid)
@@ -110,9 +125,16 @@ int pid_record(const char *path, pid_t pid, struct err *err)
 
 static bool parse_record(const char *text, struct record *ret)
 {
-    char end = '\0';
-    return sscanf(text, "%d %llu %36[0-9a-f-]%c", &ret->pid, &ret->start, ret->boot, &end) == 4 &&
-           end == '\n' && ret->pid > 0 && strlen(ret->boot) == BOOT_ID_SIZE - 1;
+    unsigned long long pid = 0;
+    if (!take_number(&text, ' ', INT_MAX, &pid) || pid == 0 ||
+        !take_number(&text, ' ', ULLONG_MAX, &ret->start))
+        return false;
+    if (strlen(text) != BOOT_ID_SIZE || text[BOOT_ID_SIZE - 1] != '\n')
+        return false;
+    ret->pid = (pid_t)pid;
+    memcpy(ret->boot, text, BOOT_ID_SIZE - 1);
+    ret->boot[BOOT_ID_SIZE - 1] = '\0';
+    return true;
 }
 
 static int load_record(const char *path, struct record *ret, struct err *err)
@@ -157,7 +179,7 @@ static int open_recorded(const struct record *record)
 
 int pid_open_record(const char *path, pid_t *ret_pid, int *ret_pidfd, struct err *err)
 {
-    struct record record;
+    struct record record = {0};
     int r = load_record(path, &record, err);
     if (r < 0)
         return r;

@@ -131,9 +131,9 @@ int rate_parse(const char *text, uint64_t *ret_bytes_per_second, struct err *err
         {"t", 1000000000000},
         {"Tbit", 1000000000000},
         {"B", 8},
-        {"KB", 8 * 1000},
-        {"kB", 8 * 1000},
-        {"MB", 8 * 1000000},
+        {"KB", UINT64_C(8) * 1000},
+        {"kB", UINT64_C(8) * 1000},
+        {"MB", UINT64_C(8) * 1000000},
         {"GB", UINT64_C(8) * 1000000000},
         {"KiB", 8 * KiB},
         {"MiB", 8 * MiB},
@@ -158,7 +158,7 @@ int rate_parse(const char *text, uint64_t *ret_bytes_per_second, struct err *err
 int duration_parse(const char *text, uint64_t *ret_msec, struct err *err)
 {
     static const struct unit units[] = {
-        {"ms", 1}, {"", 1000}, {"s", 1000}, {"m", 60 * 1000}, {"h", 60 * 60 * 1000}};
+        {"ms", 1}, {"", 1000}, {"s", 1000}, {"m", UINT64_C(60) * 1000}, {"h", UINT64_C(3600) * 1000}};
     return parse(text, units, ARRAY_SIZE(units), 1, "300ms, 90s, 10m or 2h", ret_msec, err);
 }
 

@@ -100,7 +100,7 @@ static int lookup_start(const char *host, const char *port, struct lookup **ret)
     snprintf(lookup->port, sizeof lookup->port, "%s", port);
     int r = start_detached(lookup_run, lookup);
     if (r < 0) {
-        lookup_release(lookup);
+        lookup->users = 1; /* the thread never was */
         lookup_release(lookup);
         return r;
     }

@@ -31,10 +31,10 @@
 #include <sys/file.h>
 #include <sys/stat.h>
 
-#define MAX_FILE_SIZE (64 * 1024)
+#define MAX_FILE_SIZE (64 * KiB)
 #define MAX_COMMON_NAME 64 /* RFC 5280, ub-common-name */
 /* Read as much as the socket holds instead of one record header at a time. */
-#define READ_BUFFER (64 * 1024)
+#define READ_BUFFER (64 * KiB)
 
 struct tls_identity {
     SSL_CTX *context;

@@ -19,7 +19,7 @@
 #include <string.h>
 
 /* One self-signed Ed25519 certificate has about 300 bytes; a hostile list may not fill our memory. */
-#define MAX_CERTIFICATE_LIST (8 * 1024)
+#define MAX_CERTIFICATE_LIST 8192L
 
 static pthread_once_t once = PTHREAD_ONCE_INIT;
 static int pin_slot = -1;
