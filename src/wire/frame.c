@@ -120,3 +120,22 @@ int wire_mark_decode(const uint8_t *payload, size_t size, struct wire_mark *ret,
     ret->sequence = get_le32(payload);
     return 0;
 }
+
+void wire_claim_encode(const struct wire_claim *claim, uint8_t ret[WIRE_CLAIM_SIZE])
+{
+    put_le16(ret, claim->disk);
+    put_le16(ret + 2, claim->flags);
+    put_le32(ret + 4, claim->sequence);
+}
+
+int wire_claim_decode(const uint8_t *payload, size_t size, struct wire_claim *ret, const uint8_t **ret_lineage, size_t *ret_size,
+                      struct err *err)
+{
+    if (size < WIRE_CLAIM_SIZE || (get_le16(payload + 2) & ~(WIRE_CLAIM_FINAL | WIRE_CLAIM_LAST)))
+        return err_set(err, EPROTO, "a lineage message of %zu bytes that makes no sense", size);
+    *ret = (struct wire_claim){
+        .disk = get_le16(payload), .flags = get_le16(payload + 2), .sequence = get_le32(payload + 4)};
+    *ret_lineage = payload + WIRE_CLAIM_SIZE;
+    *ret_size = size - WIRE_CLAIM_SIZE;
+    return 0;
+}

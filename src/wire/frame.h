@@ -30,14 +30,14 @@ enum frame_type {
     FRAME_ERROR,     /* JSON err: the sender gave up and has rolled back, or is about to */
     FRAME_PREPARE,   /* JSON source -> destination */
     FRAME_PREPARED,  /* JSON destination -> source */
-    FRAME_LINEAGE,   /* run-less: u16 disk, lineage bytes; both directions */
+    FRAME_LINEAGE,   /* struct wire_claim_v1, lineage bytes; both directions */
     FRAME_FILE,      /* u16 file, u64 offset, bytes: kernel and initrd */
     FRAME_BASE,      /* JSON source -> destination: on which base the disks will be built */
-    FRAME_FORK,      /* u16 disk, n x (u64 block, u64 count): what the destination's fork wrote */
+    FRAME_FORK,      /* n x (u64 block, u64 count): what the destination's fork of a disk wrote; empty = the end */
     FRAME_OPENED,    /* JSON destination -> source: disks open, QEMU waits */
     FRAME_RUN,       /* struct wire_run_v1, data */
     FRAME_MARK,      /* struct wire_mark_v1, on every data connection: all before it belongs to the mark */
-    FRAME_MARKED,    /* JSON destination -> source: the mark's data is durable */
+    FRAME_MARKED,    /* struct wire_mark_v1 back: the mark's data is durable */
     FRAME_STREAM,    /* QEMU's migration stream, source -> destination */
     FRAME_BACK,      /* QEMU's return path, destination -> source */
     FRAME_PROBE,     /* bytes to measure the link with; answered by PROBED when `last` */
@@ -92,3 +92,20 @@ struct wire_mark {
 };
 void wire_mark_encode(const struct wire_mark *mark, uint8_t ret[WIRE_MARK_SIZE]);
 int wire_mark_decode(const uint8_t *payload, size_t size, struct wire_mark *ret, struct err *err);
+
+/* A lineage on its way: what a copy is (destination -> source, sequence 0), or what it may claim to be once the mark
+ * `sequence` is durable (source -> destination; 0 = from now on).
+ *   0 disk u16   2 flags u16   4 sequence u32   8 lineage bytes (disk/lineage.h) */
+#define WIRE_CLAIM_SIZE 8
+enum wire_claim_flags {
+    WIRE_CLAIM_FINAL = 1, /* the hand-over's: nothing comes after this mark */
+    WIRE_CLAIM_LAST = 2,  /* no further claim belongs to this mark */
+};
+struct wire_claim {
+    uint16_t disk, flags;
+    uint32_t sequence;
+};
+void wire_claim_encode(const struct wire_claim *claim, uint8_t ret[WIRE_CLAIM_SIZE]);
+/* *ret_lineage points into `payload`. */
+int wire_claim_decode(const uint8_t *payload, size_t size, struct wire_claim *ret, const uint8_t **ret_lineage, size_t *ret_size,
+                      struct err *err);

@@ -1,0 +1,91 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * arrival: the destination's side of a move; its column of the stage table. Internal to src/move.
+ *
+ *   arrival.c           the object, its thread, greeting connections, what others may ask of it
+ *   arrival_prepare.c   checks and reserves; builds the disks on their bases; starts QEMU with -incoming
+ *   arrival_transfer.c  blocks to the disks, the stream to QEMU, marks and claims; "ready"
+ *   arrival_commit.c    the commit, waiting for it over broken links, refusing it
+ *
+ * Threads: the walker owns everything but what is marked; link threads write blocks (disk_receive) and feed QEMU.
+ */
+#pragma once
+
+#include "memory/relay.h"
+#include "move/move.h"
+#include "move/progress.h"
+#include "move/session.h"
+#include "move/stages.h"
+
+#include <stdatomic.h>
+
+#define ARRIVAL_MAX_LINKS (2 * MOVE_MAX_CONNECTIONS)
+#define ARRIVAL_MAX_CLAIMS 64 /* claims that wait for their marks */
+
+struct arrival_claim {
+    uint32_t sequence;
+    uint16_t disk;
+    struct lineage *lineage; /* NULL = free */
+};
+
+struct arrival {
+    const struct move_host *host;
+    struct fingerprint source;
+    struct epoch *epoch;
+    struct epoch_record before; /* what the record said before this try */
+    struct session session;
+    pthread_t thread;
+    _Atomic enum move_outcome outcome;
+    atomic_bool run_here;
+    bool resumed;
+
+    struct id move;
+    uint64_t next_epoch;
+    struct vm_config config;
+    char source_name[64];
+    struct machine *machine;
+    struct relay *relay;
+    bool dry_run;
+    bool guest_runs;
+    bool ready; /* "ready" was said: from here on only a durable refusal ends the try */
+
+    /* Guarded by `lock`; link threads and greeters use it too. */
+    pthread_mutex_t lock;
+    pthread_cond_t greeters_gone;
+    int greeters;
+    struct link *unassigned[ARRIVAL_MAX_LINKS]; /* no hello yet, or turned away */
+    struct link *next_control;                  /* the source's new connection, while `session` still has the old one */
+    uint32_t marks[MOVE_MAX_CONNECTIONS];       /* newest mark seen on each */
+    bool receiving;                             /* disks are open: runs are welcome */
+    json_t *shown;                              /* the source's newest progress */
+    struct err why;
+
+    struct arrival_claim claims[ARRIVAL_MAX_CLAIMS];
+    uint32_t claimed_mark; /* all claims for the marks up to this one are here */
+    uint32_t final_mark, done_mark;
+};
+
+int arrival_prepare(struct arrival *arrival, struct err *err);
+int arrival_transfer(struct arrival *arrival, struct err *err);
+int arrival_pause(struct arrival *arrival, struct err *err);
+int arrival_commit(struct arrival *arrival, struct err *err);
+int arrival_finish(struct arrival *arrival, struct err *err);
+void arrival_unprepare(struct arrival *arrival);
+void arrival_enter(struct arrival *arrival, const char *stage);
+void arrival_failed(struct arrival *arrival, const struct err *err);
+bool arrival_may_roll_back(const struct arrival *arrival);
+
+/* arrival_transfer.c, for link threads. */
+int arrival_run(struct arrival *arrival, const uint8_t *payload, size_t size, struct err *err);
+/* The mark that all data links have passed. */
+uint32_t arrival_marked(struct arrival *arrival);
+/* Keeps a claim until its mark is durable. */
+int arrival_claim(struct arrival *arrival, const struct mail *mail, struct err *err);
+/* Makes the kept claims up to the mark `sequence` the disks' own. */
+int arrival_apply_claims(struct arrival *arrival, uint32_t sequence, struct err *err);
+/* arrival_commit.c */
+int arrival_refuse(struct arrival *arrival, struct err *err);
+/* Takes the source's new connection in place of the broken one. false: there is none. */
+bool arrival_take_connection(struct arrival *arrival);
+/* arrival_prepare.c: 0, or why this VM cannot come here. */
+int arrival_check(const struct arrival *arrival, const json_t *prepare, struct err *err);

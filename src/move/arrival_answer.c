@@ -1,0 +1,105 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * The answer to a source that asks about a commit after the arrival is over: it did not hear "running", or it
+ * committed while we had durably refused. The epoch record knows.
+ */
+#include "base/clock.h"
+#include "base/json.h"
+#include "base/log.h"
+#include "base/macro.h"
+#include "move/link.h"
+#include "move/move.h"
+#include "move/session.h"
+
+#include <stdlib.h>
+
+#define ANSWER_NS (20 * NSEC_PER_SEC)
+
+struct answer {
+    const struct move_host *host;
+    struct id vm;
+    struct epoch_record record;
+    int socket;
+};
+
+static void on_closed(void *arg, struct link *link, const struct err *err)
+{
+    (void)link;
+    session_lost(arg, err);
+}
+
+static int on_frame(void *arg, struct link *link, const struct frame *frame, const uint8_t *payload, struct err *err)
+{
+    return session_post(arg, link, frame, payload, err);
+}
+
+/* Refused is refused for ever; an epoch that is ours, or that went on from here, had been taken. */
+static enum frame_type verdict(const struct answer *answer, uint64_t epoch)
+{
+    return epoch <= answer->record.refused || epoch > answer->record.epoch ? FRAME_REFUSED : FRAME_RUNNING;
+}
+
+static int converse(struct answer *answer, struct session *session, struct err *err)
+{
+    _cleanup_json_ json_t *hello = NULL, *commit = NULL;
+    struct mail *mail;
+    int64_t deadline = clock_now() + ANSWER_NS;
+    int r = session_wait(session, FRAME_HELLO, deadline, &mail, err);
+    if (r < 0)
+        return r;
+    link_set_epoch(session->control, mail->frame.epoch);
+    free(mail);
+    hello = json_pack("{s:i, s:s, s:s}", "protocol", MOVE_PROTOCOL_VERSION, "host", answer->host->name, "version", ORAI_VERSION);
+    uint64_t epoch;
+    if ((r = link_send_json(session->control, FRAME_HELLO, hello, err)) < 0 ||
+        (r = session_wait_json(session, FRAME_COMMIT, deadline, &commit, err)) < 0 ||
+        (r = json_get_u64(commit, "epoch", "commit", &epoch, err)) < 0)
+        return r;
+    enum frame_type type = verdict(answer, epoch);
+    log_info("the source asks about epoch %llu: %s", (unsigned long long)epoch, frame_type_name(type));
+    if ((r = link_send_json(session->control, type, hello, err)) < 0 || (r = link_drain(session->control, deadline, err)) < 0)
+        return r;
+    if (session_wait(session, FRAME_FINISH, deadline, &mail, err) == 0)
+        free(mail);
+    return 0;
+}
+
+static void *answer_thread(void *arg)
+{
+    struct answer *answer = arg;
+    struct session session;
+    struct err err = ERR_NONE;
+    struct tls *tls;
+    int r = session_init(&session, 0, &err);
+    if (r == 0)
+        r = tls_accept(answer->host->identity, answer->socket, &answer->record.peer.fingerprint, clock_now() + ANSWER_NS, &tls,
+                       &err);
+    else
+        close(answer->socket);
+    if (r == 0) {
+        struct link_options options = {.vm = answer->vm, .heartbeat = true, .stall_ms = MOVE_STALL_MS};
+        struct link_handler handler = {.frame = on_frame, .closed = on_closed, .arg = &session};
+        r = link_start(tls, &options, &handler, &session.control, &err);
+    }
+    if (r == 0)
+        r = converse(answer, &session, &err);
+    if (r < 0)
+        log_warning("a late connection from the source: %s", err.text);
+    session_done(&session);
+    free(answer);
+    return NULL;
+}
+
+void arrival_answer(const struct move_host *host, const struct id *vm, const struct epoch_record *record, int socket)
+{
+    struct answer *answer = malloc(sizeof *answer);
+    pthread_t thread;
+    if (answer)
+        *answer = (struct answer){host, *vm, *record, socket};
+    if (!answer || pthread_create(&thread, NULL, answer_thread, answer) != 0) {
+        close(socket);
+        free(answer);
+        return;
+    }
+    pthread_detach(thread);
+}

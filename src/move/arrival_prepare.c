@@ -1,0 +1,442 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * The destination's first stage: see departure_prepare.c for the messages.
+ *
+ * Up to the source's "base" nothing here changes. Then the epoch record says ARRIVING, the disks are opened frozen
+ * with a claim that says how little they are worth so far, and QEMU starts with -incoming. Rolling back leaves a
+ * partial replica, which makes the next try cheaper.
+ */
+#include "base/clock.h"
+#include "base/endian.h"
+#include "base/file.h"
+#include "base/json.h"
+#include "base/log.h"
+#include "base/macro.h"
+#include "move/arrival.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <limits.h>
+#include <string.h>
+#include <xxhash.h>
+
+#define CONNECT_NS (30 * NSEC_PER_SEC)
+#define FORK_BATCH 4096
+
+struct incoming_file {
+    const char *name;
+    uint64_t size, received;
+    char hash[HASH_TEXT_SIZE];
+    bool wanted;
+    int fd;
+};
+
+static const char *disk_image(const struct arrival *arrival, size_t i, char path[PATH_MAX])
+{
+    snprintf(path, PATH_MAX, "%s/%s", arrival->host->env.vm_dir, arrival->config.disks[i].file);
+    return path;
+}
+
+static bool base_image(const struct arrival *arrival, size_t i, char path[PATH_MAX], struct id *ret_hash)
+{
+    const char *hash = arrival->config.disks[i].image;
+    uint8_t bytes[HASH_SIZE];
+    if (hex_parse(hash, bytes, sizeof bytes) < 0)
+        return false;
+    memcpy(ret_hash->bytes, bytes, sizeof ret_hash->bytes);
+    snprintf(path, PATH_MAX, "%s/images/%s/image.raw", arrival->host->state_dir, hash);
+    return access(path, R_OK) == 0;
+}
+
+/* --- what we have ---------------------------------------------------------------------------------------- */
+
+/* The copy's lineage, or NULL: none, damaged, or of another size, which all mean "build it anew". */
+static struct lineage *copy_lineage(const struct arrival *arrival, size_t i)
+{
+    char path[PATH_MAX];
+    struct disk *disk;
+    struct lineage *lineage = NULL;
+    struct err err;
+    if (access(disk_image(arrival, i, path), F_OK) < 0)
+        return NULL;
+    if (disk_open(path, DISK_READ_ONLY, &disk, &err) < 0) {
+        log_warning("the old copy %s is of no use: %s", path, err.text);
+        return NULL;
+    }
+    if (disk_size(disk) == arrival->config.disks[i].size)
+        disk_lineage(disk, &lineage, NULL);
+    disk_close(disk, NULL);
+    return lineage;
+}
+
+static int send_lineage(struct arrival *arrival, size_t i, const struct lineage *lineage, struct err *err)
+{
+    _cleanup_free_ void *bytes = NULL;
+    size_t size;
+    uint8_t head[WIRE_CLAIM_SIZE];
+    if (lineage_encode(lineage, &bytes, &size) < 0)
+        return err_set(err, ENOMEM, "out of memory");
+    wire_claim_encode(&(struct wire_claim){.disk = (uint16_t)i}, head);
+    return link_send(arrival->session.control, FRAME_LINEAGE, head, sizeof head, bytes, size, err);
+}
+
+/* Which of the travelling files we lack; the same content under the same name is kept. */
+static int look_at_files(const struct arrival *arrival, const json_t *prepare, struct incoming_file files[2], json_t *ret_wanted,
+                         struct err *err)
+{
+    json_t *list;
+    const char *hash;
+    const char *names[2] = {arrival->config.kernel, arrival->config.initrd};
+    int r = json_get_array(prepare, "files", "prepare", &list, err);
+    for (size_t i = 0; r == 0 && i < 2; i++) {
+        json_t *entry = json_array_get(list, i);
+        files[i] = (struct incoming_file){.name = names[i], .fd = -1};
+        if (!names[i][0])
+            continue;
+        r = json_get_u64(entry, "size", "file", &files[i].size, err);
+        if (r == 0)
+            r = json_get_string(entry, "hash", "file", &hash, err);
+        if (r < 0 || files[i].size > (512u << 20))
+            return err_set(err, EPROTO, "the source announced a strange file %s", names[i]);
+        snprintf(files[i].hash, sizeof files[i].hash, "%s", hash);
+
+        char path[PATH_MAX], ours[HASH_TEXT_SIZE] = "";
+        _cleanup_free_ void *data = NULL;
+        size_t size;
+        snprintf(path, sizeof path, "%s/%s", arrival->host->env.vm_dir, names[i]);
+        if (file_load(path, 512u << 20, &data, &size, NULL) == 0) {
+            XXH128_canonical_t digest;
+            XXH128_canonicalFromHash(&digest, XXH3_128bits(data, size));
+            hex_format(digest.digest, sizeof digest.digest, ours);
+        }
+        files[i].wanted = strcmp(ours, files[i].hash) != 0;
+        if (files[i].wanted)
+            json_array_append_new(ret_wanted, json_integer((json_int_t)i));
+    }
+    return r;
+}
+
+static int send_prepared(struct arrival *arrival, json_t *wanted, struct err *err)
+{
+    _cleanup_json_ json_t *disks = json_array();
+    for (size_t i = 0; i < arrival->config.disk_count; i++) {
+        char path[PATH_MAX];
+        struct id hash;
+        _cleanup_(lineage_freep) struct lineage *lineage = copy_lineage(arrival, i);
+        int r = lineage ? send_lineage(arrival, i, lineage, err) : 0;
+        if (r < 0)
+            return r;
+        json_array_append_new(disks, json_pack("{s:b, s:b}", "copy", lineage != NULL, "image",
+                                               base_image(arrival, i, path, &hash)));
+    }
+    uint64_t epoch = MAX(arrival->before.epoch, arrival->before.refused);
+    _cleanup_json_ json_t *prepared =
+        json_pack("{s:I, s:O, s:O, s:s}", "epoch", (json_int_t)epoch, "disks", disks, "files", wanted, "host",
+                  arrival->host->name);
+    return link_send_json(arrival->session.control, FRAME_PREPARED, prepared, err);
+}
+
+/* --- building -------------------------------------------------------------------------------------------- */
+
+/* The blocks that our fork wrote since the common ancestor `above`. */
+static int send_forked(struct arrival *arrival, struct disk *disk, uint32_t above, struct err *err)
+{
+    uint8_t batch[16 * FORK_BATCH];
+    struct disk_run run = {0};
+    size_t count = 0;
+    int r = 0;
+    for (uint64_t from = 0; r == 0 && disk_next_run(disk, from, above, UINT32_MAX, UINT32_MAX, &run);
+         from = run.block + run.count) {
+        put_le64(batch + 16 * count, run.block);
+        put_le64(batch + 16 * count + 8, run.count);
+        if (++count == FORK_BATCH) {
+            r = link_send(arrival->session.control, FRAME_FORK, batch, sizeof batch, NULL, 0, err);
+            count = 0;
+        }
+    }
+    if (r == 0 && count)
+        r = link_send(arrival->session.control, FRAME_FORK, batch, 16 * count, NULL, 0, err);
+    return r < 0 ? r : link_send(arrival->session.control, FRAME_FORK, NULL, 0, NULL, 0, err);
+}
+
+static int build_disk(struct arrival *arrival, size_t i, const char *base, uint32_t generation, struct err *err)
+{
+    char path[PATH_MAX], image[PATH_MAX];
+    struct id hash;
+    disk_image(arrival, i, path);
+    if (strcmp(base, "fork") == 0) {
+        struct disk *disk;
+        int r = disk_open(path, DISK_READ_ONLY, &disk, err);
+        if (r < 0)
+            return r;
+        r = send_forked(arrival, disk, generation, err);
+        disk_close(disk, NULL);
+        return r;
+    }
+    if (strcmp(base, "replica") == 0 || strcmp(base, "partial") == 0)
+        return 0;
+    bool on_image = strcmp(base, "image") == 0;
+    if (!on_image && strcmp(base, "none") != 0)
+        return err_set(err, EPROTO, "the source wants disk %zu built on \"%s\"", i, base);
+    if (on_image && !base_image(arrival, i, image, &hash))
+        return err_set(err, ENOENT, "the base image of disk %zu has gone from this host", i);
+    int r = disk_remove(path, err);
+    return r < 0 ? r : disk_create(path, arrival->config.disks[i].size, on_image ? image : NULL, on_image ? &hash : NULL, err);
+}
+
+static int build_disks(struct arrival *arrival, const json_t *list, bool dry_run, struct err *err)
+{
+    for (size_t i = 0; i < arrival->config.disk_count; i++) {
+        const char *base;
+        uint64_t generation;
+        json_t *entry = json_array_get(list, i);
+        int r = json_get_string(entry, "base", "base", &base, err);
+        if (r == 0)
+            r = json_get_u64(entry, "generation", "base", &generation, err);
+        if (r == 0 && (!dry_run || strcmp(base, "fork") == 0))
+            r = build_disk(arrival, i, base, (uint32_t)generation, err);
+        if (r < 0)
+            return r;
+    }
+    return 0;
+}
+
+/* --- files ----------------------------------------------------------------------------------------------- */
+
+static int open_file(const struct arrival *arrival, struct incoming_file *file, struct err *err)
+{
+    char path[PATH_MAX];
+    snprintf(path, sizeof path, "%s/%s.new", arrival->host->env.vm_dir, file->name);
+    file->fd = open(path, O_RDWR | O_CREAT | O_TRUNC | O_CLOEXEC, 0600);
+    return file->fd < 0 ? err_sys(err, errno, "cannot create %s", path) : 0;
+}
+
+static int take_file(struct incoming_file files[2], const struct mail *mail, struct err *err)
+{
+    if (mail->frame.length < 10 || get_le16(mail->payload) > 1)
+        return err_set(err, EPROTO, "a piece of an unknown file");
+    struct incoming_file *file = &files[get_le16(mail->payload)];
+    size_t size = mail->frame.length - 10;
+    if (!file->wanted || get_le64(mail->payload + 2) != file->received || size > file->size - file->received)
+        return err_set(err, EPROTO, "a piece of the file \"%s\" that was not asked for", file->name);
+    int r = file_write_full(file->fd, mail->payload + 10, size);
+    if (r < 0)
+        return err_sys(err, r, "cannot write the file \"%s\"", file->name);
+    file->received += size;
+    return 0;
+}
+
+static int finish_file(const struct arrival *arrival, struct incoming_file *file, struct err *err)
+{
+    char path[PATH_MAX], new[PATH_MAX + 8], hash[HASH_TEXT_SIZE];
+    _cleanup_free_ void *data = NULL;
+    size_t size;
+    snprintf(path, sizeof path, "%s/%s", arrival->host->env.vm_dir, file->name);
+    snprintf(new, sizeof new, "%s.new", path);
+    if (fsync(file->fd) < 0)
+        return err_sys(err, errno, "cannot write %s durably", new);
+    int r = file_load(new, 512u << 20, &data, &size, err);
+    if (r < 0)
+        return r;
+    XXH128_canonical_t digest;
+    XXH128_canonicalFromHash(&digest, XXH3_128bits(data, size));
+    if (strcmp(hex_format(digest.digest, sizeof digest.digest, hash), file->hash) != 0)
+        return err_set(err, EBADMSG, "the file \"%s\" arrived damaged", file->name);
+    if (rename(new, path) < 0)
+        return err_sys(err, errno, "cannot rename %s", new);
+    return file_sync_parent(path, err);
+}
+
+static bool all_received(const struct incoming_file files[2])
+{
+    return (!files[0].wanted || files[0].received == files[0].size) && (!files[1].wanted || files[1].received == files[1].size);
+}
+
+/* The first claims and the files come in any order; both must be there before anything is opened. */
+static int receive_files(struct arrival *arrival, struct incoming_file files[2], unsigned claims, struct err *err)
+{
+    int r = 0;
+    for (int i = 0; r == 0 && i < 2; i++)
+        if (files[i].wanted)
+            r = open_file(arrival, &files[i], err);
+    while (r == 0 && (claims || !all_received(files))) {
+        struct mail *mail;
+        r = session_next(&arrival->session, clock_now() + MOVE_ANSWER_MS * NSEC_PER_MSEC, &mail, err);
+        if (r == -EAGAIN)
+            return err_set(err, ETIMEDOUT, "the source stopped sending while preparing");
+        if (r < 0)
+            return r;
+        if (mail->frame.type == FRAME_LINEAGE && claims) {
+            claims--;
+            r = arrival_claim(arrival, mail, err);
+        } else if (mail->frame.type == FRAME_FILE) {
+            r = take_file(files, mail, err);
+        } else {
+            r = err_set(err, EPROTO, "the source sent \"%s\" while preparing", frame_type_name(mail->frame.type));
+        }
+        free(mail);
+    }
+    for (int i = 0; r == 0 && i < 2; i++)
+        if (files[i].wanted)
+            r = finish_file(arrival, &files[i], err);
+    return r;
+}
+
+/* --- the stage ------------------------------------------------------------------------------------------- */
+
+static int record_arriving(struct arrival *arrival, struct err *err)
+{
+    struct epoch_record record = arrival->before;
+    record.role = EPOCH_ARRIVING;
+    record.epoch = arrival->next_epoch;
+    record.ready = false;
+    record.move = arrival->move;
+    record.peer.fingerprint = arrival->source;
+    snprintf(record.peer.name, sizeof record.peer.name, "%s", arrival->source_name);
+    return epoch_set(arrival->epoch, &record, err);
+}
+
+/* QEMU's return path goes back on the connection that its stream came on. */
+static int forward_back(void *arg, const void *data, size_t size)
+{
+    struct arrival *arrival = arg;
+    if (!data)
+        return 0;
+    return link_send(arrival->session.data[0], FRAME_BACK, NULL, 0, data, size, NULL);
+}
+
+static int start_machine(struct arrival *arrival, struct err *err)
+{
+    char path[PATH_MAX];
+    int r = machine_open_disks(arrival->machine, DISK_FROZEN, err);
+    if (r == 0) /* before the first byte changes a copy */
+        r = arrival_apply_claims(arrival, 0, err);
+    if (r == 0)
+        r = machine_start(arrival->machine, true, arrival->host->on_qemu_event, arrival->host->arg, err);
+    if (r == 0)
+        r = qemu_migrate_incoming(machine_qemu(arrival->machine), err);
+    snprintf(path, sizeof path, "%s/incoming.sock", arrival->host->env.run_dir);
+    return r < 0 ? r : relay_connect(path, forward_back, arrival, &arrival->relay, err);
+}
+
+static unsigned first_claims(const json_t *list)
+{
+    unsigned claims = 0;
+    size_t i;
+    json_t *entry;
+    json_array_foreach((json_t *)list, i, entry)
+        if (strcmp(json_str(entry, "base", ""), "fork") != 0)
+            claims++;
+    return claims;
+}
+
+/* From here on things change; "base" is the source's word that it goes on. */
+static int build(struct arrival *arrival, const json_t *base, struct incoming_file files[2], struct err *err)
+{
+    json_t *list;
+    int r = json_get_array(base, "disks", "base", &list, err);
+    if (r < 0 || (r = record_arriving(arrival, err)) < 0 || (r = receive_files(arrival, files, first_claims(list), err)) < 0 ||
+        (r = vm_config_save(arrival->host->env.vm_dir, &arrival->config, err)) < 0 ||
+        (r = build_disks(arrival, list, false, err)) < 0 ||
+        (r = machine_new(&arrival->host->env, &arrival->config, &arrival->machine, err)) < 0 ||
+        (r = start_machine(arrival, err)) < 0)
+        return r;
+    pthread_mutex_lock(&arrival->lock);
+    arrival->receiving = true;
+    pthread_mutex_unlock(&arrival->lock);
+    _cleanup_json_ json_t *opened = json_pack("{s:s}", "host", arrival->host->name);
+    return link_send_json(arrival->session.control, FRAME_OPENED, opened, err);
+}
+
+static int wait_control(struct arrival *arrival, struct err *err)
+{
+    int64_t deadline = clock_now() + CONNECT_NS;
+    int r = session_check(&arrival->session, err);
+    while (r == 0 && !arrival->session.control) {
+        if (clock_now() > deadline)
+            return err_set(err, ETIMEDOUT, "the source did not connect");
+        r = session_nap(&arrival->session, clock_now() + 100 * NSEC_PER_MSEC, err);
+    }
+    return r;
+}
+
+static int dry_run_end(struct arrival *arrival, const json_t *base, struct err *err)
+{
+    struct mail *mail;
+    int r = build_disks(arrival, json_object_get(base, "disks"), true, err);
+    if (r == 0)
+        r = session_wait(&arrival->session, FRAME_FINISH, clock_now() + MOVE_ANSWER_MS * NSEC_PER_MSEC, &mail, err);
+    if (r < 0)
+        return r;
+    free(mail);
+    return err_set(err, ECANCELED, "a dry run: nothing was changed");
+}
+
+static int prepare(struct arrival *arrival, struct incoming_file files[2], struct err *err)
+{
+    _cleanup_json_ json_t *message = NULL, *wanted = json_array(), *base = NULL;
+    int64_t deadline = clock_now() + MOVE_ANSWER_MS * NSEC_PER_MSEC;
+    struct vm_config coming;
+    int r = session_wait_json(&arrival->session, FRAME_PREPARE, deadline, &message, err);
+    if (r < 0)
+        return r;
+    r = vm_config_from_json(json_object_get(message, "config"), "the source's vm.json", &coming, err);
+    if (r < 0)
+        return r;
+    if (!id_equal(&coming.id, &arrival->config.id))
+        return err_set(err, EPROTO, "the source speaks of another VM than it announced");
+    pthread_mutex_lock(&arrival->lock);
+    arrival->config = coming;
+    pthread_mutex_unlock(&arrival->lock);
+    arrival->dry_run = json_bool(message, "dry_run", false);
+    if ((r = arrival_check(arrival, message, err)) < 0 || (r = look_at_files(arrival, message, files, wanted, err)) < 0 ||
+        (r = send_prepared(arrival, wanted, err)) < 0 ||
+        (r = session_wait_json(&arrival->session, FRAME_BASE, clock_now() + 2 * MOVE_ANSWER_MS * NSEC_PER_MSEC, &base, err)) < 0)
+        return r;
+    arrival->next_epoch = json_u64(base, "epoch", 0);
+    if (arrival->next_epoch <= MAX(arrival->before.epoch, arrival->before.refused))
+        return err_set(err, ESTALE, "the source offers epoch %llu, but %llu is known here", (unsigned long long)arrival->next_epoch,
+                       (unsigned long long)MAX(arrival->before.epoch, arrival->before.refused));
+    link_set_epoch(arrival->session.control, arrival->next_epoch);
+    return arrival->dry_run ? dry_run_end(arrival, base, err) : build(arrival, base, files, err);
+}
+
+int arrival_prepare(struct arrival *arrival, struct err *err)
+{
+    struct incoming_file files[2] = {{.name = "", .fd = -1}, {.name = "", .fd = -1}};
+    int r = wait_control(arrival, err);
+    if (r == 0)
+        r = prepare(arrival, files, err);
+    for (int i = 0; i < 2; i++)
+        if (files[i].fd >= 0)
+            close(files[i].fd);
+    return r;
+}
+
+/* Whatever was built ends; the copy stays as the replica that its claim says it is. */
+void arrival_unprepare(struct arrival *arrival)
+{
+    struct err err;
+    pthread_mutex_lock(&arrival->lock);
+    arrival->receiving = false;
+    pthread_mutex_unlock(&arrival->lock);
+    if (arrival->relay)
+        relay_stop(arrival->relay);
+    session_reset(&arrival->session); /* joins the threads that write to the disks */
+    if (arrival->machine) {
+        if (machine_qemu(arrival->machine) && machine_stop(arrival->machine, 2000, &err) < 0)
+            log_warning("%s", err.text);
+        if (machine_close_disks(arrival->machine, &err) < 0)
+            log_warning("%s", err.text);
+        machine_free(TAKE_PTR(arrival->machine));
+    }
+    if (epoch_get(arrival->epoch)->role != EPOCH_ARRIVING)
+        return;
+    struct epoch_record record = arrival->before;
+    record.role = EPOCH_REPLICA;
+    record.move = arrival->move;
+    record.peer.fingerprint = arrival->source;
+    snprintf(record.peer.name, sizeof record.peer.name, "%s", arrival->source_name);
+    if (epoch_set(arrival->epoch, &record, &err) < 0)
+        log_error("%s", err.text);
+}

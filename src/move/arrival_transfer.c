@@ -1,0 +1,190 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * The destination's second and third stage. Link threads write what comes (arrival_run, relay_write); the walker
+ * waits for marks. Once every data connection has passed a mark, all blocks before it are written: they are made
+ * durable, then the claims that came for this mark become the copies' own, then the source is told. So a claim never
+ * says more than the disk would hold after a power cut.
+ */
+#include "base/clock.h"
+#include "base/log.h"
+#include "base/macro.h"
+#include "move/arrival.h"
+
+#include <errno.h>
+#include <string.h>
+
+#define LOADED_NS (20 * NSEC_PER_SEC)
+
+int arrival_run(struct arrival *arrival, const uint8_t *payload, size_t size, struct err *err)
+{
+    struct wire_run run;
+    const uint8_t *data;
+    size_t data_size;
+    int r = wire_run_decode(payload, size, &run, &data, &data_size, err);
+    if (r < 0)
+        return r;
+    if (!arrival->receiving || run.disk >= arrival->config.disk_count)
+        return err_set(err, EPROTO, "a block for disk %u, which is not open", run.disk);
+    struct disk *disk = machine_disk(arrival->machine, run.disk);
+    uint64_t blocks = disk_blocks(disk);
+    if (run.block >= blocks || run.count > blocks - run.block)
+        return err_set(err, EPROTO, "block %llu is beyond the end of disk %u", (unsigned long long)run.block, run.disk);
+    uint64_t offset = run.block * DISK_BLOCK, room = disk_size(disk) - offset;
+    if (data && data_size != MIN((uint64_t)run.count * DISK_BLOCK, room))
+        return err_set(err, EPROTO, "block %llu of disk %u came with %zu bytes", (unsigned long long)run.block, run.disk, data_size);
+    struct disk_run blocks_of = {.block = run.block, .count = run.count, .generation = run.generation};
+    r = disk_receive(disk, &blocks_of, data, err);
+    if (r < 0)
+        err_where(err, arrival->host->name, "transfer");
+    if (r == -ENOSPC)
+        err_hint(err, "make room on %s, then move again: what has arrived is kept", arrival->host->name);
+    return r < 0 ? (arrival_failed(arrival, err), r) : 0;
+}
+
+uint32_t arrival_marked(struct arrival *arrival)
+{
+    pthread_mutex_lock(&arrival->lock);
+    uint32_t least = arrival->session.data_count ? UINT32_MAX : 0;
+    for (unsigned i = 0; i < arrival->session.data_count; i++)
+        least = MIN(least, arrival->marks[i]);
+    pthread_mutex_unlock(&arrival->lock);
+    return least;
+}
+
+int arrival_claim(struct arrival *arrival, const struct mail *mail, struct err *err)
+{
+    struct wire_claim wire;
+    const uint8_t *bytes;
+    size_t size;
+    int r = wire_claim_decode(mail->payload, mail->frame.length, &wire, &bytes, &size, err);
+    if (r < 0)
+        return r;
+    if (wire.disk >= arrival->config.disk_count)
+        return err_set(err, EPROTO, "a lineage for disk %u, which the VM does not have", wire.disk);
+    if (wire.flags & WIRE_CLAIM_LAST)
+        arrival->claimed_mark = wire.sequence;
+    if (wire.flags & WIRE_CLAIM_FINAL)
+        arrival->final_mark = wire.sequence;
+    for (size_t i = 0; i < ARRIVAL_MAX_CLAIMS; i++) {
+        struct arrival_claim *claim = &arrival->claims[i];
+        if (claim->lineage)
+            continue;
+        claim->sequence = wire.sequence;
+        claim->disk = wire.disk;
+        return lineage_decode(bytes, size, &claim->lineage, err);
+    }
+    return err_set(err, EMSGSIZE, "the source sends lineages faster than the protocol allows");
+}
+
+int arrival_apply_claims(struct arrival *arrival, uint32_t sequence, struct err *err)
+{
+    for (size_t i = 0; i < ARRIVAL_MAX_CLAIMS; i++) {
+        struct arrival_claim *claim = &arrival->claims[i];
+        if (!claim->lineage || (int32_t)(claim->sequence - sequence) > 0)
+            continue;
+        int r = disk_set_lineage(machine_disk(arrival->machine, claim->disk), claim->lineage, err);
+        if (r < 0)
+            return r;
+        lineage_free(TAKE_PTR(claim->lineage));
+    }
+    return 0;
+}
+
+/* All blocks before the mark are written: durable first, then believed, then told. */
+static int pass_mark(struct arrival *arrival, uint32_t mark, struct err *err)
+{
+    for (size_t i = 0; i < arrival->config.disk_count; i++) {
+        int r = disk_sync(machine_disk(arrival->machine, i), err);
+        if (r < 0)
+            return r;
+    }
+    int r = arrival_apply_claims(arrival, mark, err);
+    if (r < 0)
+        return r;
+    uint8_t bytes[WIRE_MARK_SIZE];
+    wire_mark_encode(&(struct wire_mark){.sequence = mark}, bytes);
+    arrival->done_mark = mark;
+    return link_send(arrival->session.control, FRAME_MARKED, bytes, sizeof bytes, NULL, 0, err);
+}
+
+/* One turn: a claim from the source, or a mark that all data connections and the claims (on the control connection) have
+ * passed, or a wait for either. */
+static int turn(struct arrival *arrival, struct err *err)
+{
+    struct mail *mail;
+    int r = session_next(&arrival->session, clock_now(), &mail, err);
+    if (r == 0) {
+        r = mail->frame.type == FRAME_LINEAGE ? arrival_claim(arrival, mail, err)
+                                              : err_set(err, EPROTO, "the source sent \"%s\" during the transfer",
+                                                        frame_type_name(mail->frame.type));
+        free(mail);
+        return r;
+    }
+    if (r != -EAGAIN)
+        return r;
+    uint32_t mark = MIN(arrival_marked(arrival), arrival->claimed_mark);
+    if (mark != arrival->done_mark)
+        return pass_mark(arrival, mark, err);
+    return session_nap(&arrival->session, clock_now() + 20 * NSEC_PER_MSEC, err);
+}
+
+static int check_qemu(struct arrival *arrival, struct err *err)
+{
+    struct qemu_migration migration;
+    int r = qemu_migrate_query(machine_qemu(arrival->machine), &migration, err);
+    if (r < 0)
+        return err_context(err, "QEMU on the destination is gone");
+    if (strcmp(migration.status, "failed") == 0)
+        return err_set(err, EIO, "QEMU on the destination could not load the guest: %s",
+                       migration.error[0] ? migration.error : "see qemu.log in the VM's folder there");
+    return 0;
+}
+
+int arrival_transfer(struct arrival *arrival, struct err *err)
+{
+    int r = 0;
+    int64_t looked = clock_now();
+    while (r == 0 && (!arrival->final_mark || arrival->done_mark != arrival->final_mark)) {
+        r = turn(arrival, err);
+        if (r == 0 && clock_now() - looked > NSEC_PER_SEC) {
+            looked = clock_now();
+            r = check_qemu(arrival, err);
+        }
+    }
+    return r;
+}
+
+/* QEMU stops in "inmigrate" until its stream has ended. */
+static int wait_loaded(struct arrival *arrival, struct err *err)
+{
+    int64_t deadline = clock_now() + LOADED_NS;
+    for (;;) {
+        char status[32];
+        int r = qemu_status(machine_qemu(arrival->machine), status, err);
+        if (r < 0 || (r = session_check(&arrival->session, err)) < 0)
+            return r;
+        if (strcmp(status, "inmigrate") != 0)
+            return 0;
+        if ((r = check_qemu(arrival, err)) < 0)
+            return r;
+        if (clock_now() > deadline)
+            return err_set(err, ETIMEDOUT, "QEMU on the destination did not finish loading the guest");
+        r = session_nap(&arrival->session, clock_now() + 2 * NSEC_PER_MSEC, err);
+        if (r < 0)
+            return r;
+    }
+}
+
+int arrival_pause(struct arrival *arrival, struct err *err)
+{
+    int r = wait_loaded(arrival, err);
+    if (r < 0)
+        return r;
+    struct epoch_record record = *epoch_get(arrival->epoch);
+    record.ready = true;
+    if ((r = epoch_set(arrival->epoch, &record, err)) < 0)
+        return r;
+    arrival->ready = true;
+    _cleanup_json_ json_t *ready = json_pack("{s:s}", "host", arrival->host->name);
+    return link_send_json(arrival->session.control, FRAME_READY, ready, err);
+}

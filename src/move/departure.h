@@ -1,0 +1,95 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * departure: the source's side of a move; its column of the stage table. Internal to src/move.
+ *
+ *   departure.c           the object, its thread, what others may ask of it
+ *   departure_prepare.c   connects, lets the destination check, chooses bases, sends files
+ *   departure_transfer.c  disk rounds, the memory stream, the pause
+ *   departure_commit.c    the commit, and asking until the destination has answered
+ *
+ * One thread walks the stages and owns everything here but what is marked otherwise.
+ */
+#pragma once
+
+#include "disk/relocate.h"
+#include "memory/relay.h"
+#include "move/fault.h"
+#include "move/move.h"
+#include "move/progress.h"
+#include "move/session.h"
+#include "move/stages.h"
+
+#include <stdatomic.h>
+
+struct departure {
+    const struct move_host *host;
+    struct machine *machine;
+    struct epoch *epoch;
+    struct move_options options;
+    struct session session; /* its own lock */
+    struct progress *progress;
+    struct progress_numbers numbers;
+    pthread_t thread;
+    _Atomic enum move_outcome outcome;
+    atomic_bool run_here; /* a human decided; set by any thread */
+    bool resumed;         /* after a crash of orai-vm: only the commit is left */
+
+    uint64_t next_epoch; /* what the destination will hold */
+    struct prediction prediction;
+    int64_t began;  /* clock_now() */
+    struct err why; /* the stage that failed, for the destination */
+
+    /* Disks: one of each per disk of the machine. */
+    struct relocate *relocate[VM_MAX_DISKS];
+    bool forked[VM_MAX_DISKS];
+    uint32_t sealed[VM_MAX_DISKS];
+    uint32_t mark; /* sequence of the newest mark */
+    unsigned next_link;
+    bool round_open;
+    int64_t round_ended;
+
+    /* Memory. */
+    struct relay *relay;
+    bool migrating;       /* QEMU was told to migrate */
+    _Atomic int64_t stopped_at; /* clock_now() of QEMU's STOP; set by the QMP thread */
+    _Atomic int migration;      /* enum departure_migration; set by the QMP thread */
+
+    bool frozen;     /* disks */
+    bool guest_runs; /* it was not paused by its owner when the move began */
+};
+
+/* What QEMU's MIGRATION events have said so far, in the order of a good move. */
+enum departure_migration { MIGRATION_NONE, MIGRATION_ACTIVE, MIGRATION_PRE_SWITCHOVER, MIGRATION_COMPLETED, MIGRATION_FAILED };
+
+/* The stages. */
+int departure_prepare(struct departure *departure, struct err *err);
+int departure_transfer(struct departure *departure, struct err *err);
+int departure_pause(struct departure *departure, struct err *err);
+int departure_commit(struct departure *departure, struct err *err);
+int departure_finish(struct departure *departure, struct err *err);
+void departure_unprepare(struct departure *departure);
+void departure_untransfer(struct departure *departure);
+void departure_unpause(struct departure *departure);
+
+void departure_enter(struct departure *departure, const char *stage);
+void departure_failed(struct departure *departure, const struct err *err);
+bool departure_may_roll_back(const struct departure *departure);
+
+/* Shared by the files. */
+size_t departure_disks(const struct departure *departure);
+void departure_show(struct departure *departure); /* publishes numbers */
+/* The control connection with its hello; `again` = for the commit only. */
+int departure_connect(struct departure *departure, bool again, int64_t deadline, struct err *err);
+bool departure_qemu_alive(const struct departure *departure);
+/* 0, or why the move cannot go on: cancelled, link broken, QEMU gone; with the user's --timeout too. */
+int departure_check(struct departure *departure, struct err *err);
+int departure_check_time(struct departure *departure, struct err *err);
+
+/* Sends the claim that the copy of disk `i` there may make once mark `sequence` is durable (0: at once). */
+int departure_send_claim(struct departure *departure, size_t i, const struct lineage *claim, uint32_t sequence, unsigned flags,
+                         struct err *err);
+
+/* plan.c. plan_begin starts what takes a second to measure; plan_predict measures the rest and fills
+ * departure->prediction, from the control link and the relocates. */
+void plan_begin(struct departure *departure);
+int plan_predict(struct departure *departure, struct err *err);

@@ -1,0 +1,182 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * The source's last stages. The commit is one durable write, "epoch e+1 is the peer's": before it everything can
+ * be rolled back, after it this host never runs epoch e again. Then the destination is told, and asked again over new
+ * connections until it says
+ *
+ *   running   it holds e+1 durably: we become a replica
+ *   refused   it durably never will: the guest goes on here, as epoch e+2
+ *
+ * or until a human decides (orai recover --run-here). A killed orai-vm comes back here by departure_resume.
+ */
+#include "base/clock.h"
+#include "base/json.h"
+#include "base/log.h"
+#include "base/macro.h"
+#include "move/departure.h"
+
+#include <errno.h>
+#include <string.h>
+
+#define ASK_AGAIN_NS NSEC_PER_SEC
+
+static int record_commit(struct departure *departure, struct err *err)
+{
+    const struct move_peer *peer = &departure->options.peer;
+    struct epoch_record record = *epoch_get(departure->epoch);
+    record.epoch = departure->next_epoch;
+    record.role = EPOCH_COMMITTED;
+    record.ready = false;
+    record.move = departure->options.move;
+    record.guest_runs = departure->guest_runs;
+    record.peer.port = peer->port;
+    record.peer.fingerprint = peer->fingerprint;
+    snprintf(record.peer.name, sizeof record.peer.name, "%s", peer->name);
+    snprintf(record.peer.address, sizeof record.peer.address, "%s", peer->address);
+    return epoch_set(departure->epoch, &record, err);
+}
+
+static int take_back(struct departure *departure, struct err *err)
+{
+    struct epoch_record record = *epoch_get(departure->epoch);
+    record.epoch++;
+    record.role = EPOCH_OWNER;
+    return epoch_set(departure->epoch, &record, err);
+}
+
+enum answer { ANSWER_RUNNING, ANSWER_REFUSED };
+
+/* Says "commit" on the control connection that is there and waits for the answer. */
+static int ask(struct departure *departure, enum answer *ret, struct err *err)
+{
+    char move[ID_TEXT_SIZE];
+    _cleanup_json_ json_t *addresses = machine_addresses(departure->machine);
+    _cleanup_json_ json_t *commit =
+        json_pack("{s:I, s:s, s:b, s:O?}", "epoch", (json_int_t)departure->next_epoch, "move",
+                  id_format(&departure->options.move, move), "guest_runs", departure->guest_runs, "addresses", addresses);
+    int r = link_send_json(departure->session.control, FRAME_COMMIT, commit, err);
+    if (r < 0)
+        return r;
+    struct mail *mail;
+    r = session_next(&departure->session, clock_now() + MOVE_ANSWER_MS * NSEC_PER_MSEC, &mail, err);
+    if (r == -EAGAIN)
+        return err_set(err, ETIMEDOUT, "the destination has not answered the commit");
+    if (r < 0)
+        return r;
+    enum frame_type type = mail->frame.type;
+    free(mail);
+    if (type != FRAME_RUNNING && type != FRAME_REFUSED)
+        return err_set(err, EPROTO, "the destination answered the commit with \"%s\"", frame_type_name(type));
+    *ret = type == FRAME_RUNNING ? ANSWER_RUNNING : ANSWER_REFUSED;
+    return 0;
+}
+
+static int ask_again(struct departure *departure, enum answer *ret, struct err *err)
+{
+    session_reset(&departure->session);
+    int r = departure_connect(departure, true, clock_now() + 5 * NSEC_PER_SEC, err);
+    return r < 0 ? r : ask(departure, ret, err);
+}
+
+/* Asks until there is an answer. -EINTR: a human decided. */
+static int ask_until_answered(struct departure *departure, enum answer *ret)
+{
+    struct err err = ERR_NONE;
+    bool told = false;
+    int r = departure->session.control ? ask(departure, ret, &err) : -ENOTCONN;
+    while (r < 0) {
+        if (departure->run_here)
+            return -EINTR;
+        if (!told && err.code) {
+            log_warning("committed, but no answer from %s: %s; asking again until it answers", departure->options.peer.name, err.text);
+            progress_note(departure->progress,
+                          "the commit was made but %s has not answered (%s): the guest is paused here until it does; to decide "
+                          "by hand: orai recover %s --run-here",
+                          departure->options.peer.name, err.text, machine_config(departure->machine)->name);
+            departure_show(departure);
+            told = true;
+        }
+        r = ask_again(departure, ret, &err);
+        if (r < 0)
+            for (int64_t until = clock_now() + ASK_AGAIN_NS; clock_now() < until && !departure->run_here;)
+                clock_sleep(20 * NSEC_PER_MSEC);
+    }
+    return r;
+}
+
+static bool qemu_is_there(struct departure *departure)
+{
+    return machine_qemu(departure->machine) && departure_qemu_alive(departure);
+}
+
+/* The guest comes back: the record first, then the rollbacks of the stage table continue it. */
+static int keep(struct departure *departure, int code, const char *why, struct err *err)
+{
+    int r = take_back(departure, err);
+    if (r < 0)
+        return r;
+    if (!qemu_is_there(departure)) {
+        return err_set(err, EOWNERDEAD, "%s, and the guest's QEMU has ended here", why);
+    }
+    departure->frozen = true; /* also after departure_resume: thaw is what is needed */
+    return err_set(err, code, "%s", why);
+}
+
+int departure_commit(struct departure *departure, struct err *err)
+{
+    if (!departure->resumed) {
+        session_uncancel(&departure->session);
+        int r = session_check(&departure->session, err);
+        if (r == 0)
+            r = record_commit(departure, err);
+        if (r < 0)
+            return r;
+        if (fault_point(err, "source.commit.written") < 0)
+            log_warning("%s", err->text);
+    } else {
+        departure->guest_runs = epoch_get(departure->epoch)->guest_runs;
+    }
+    enum answer answer;
+    int r = ask_until_answered(departure, &answer);
+    if (r == -EINTR)
+        return keep(departure, EINTR, "a human decided that the guest runs here", err);
+    if (answer == ANSWER_REFUSED)
+        return keep(departure, ESTALE, "the destination gave up waiting and durably refused the hand-over", err);
+    if (departure->stopped_at)
+        departure->numbers.blackout_ms = (clock_now() - departure->stopped_at) / NSEC_PER_MSEC;
+    departure_show(departure);
+    return 0;
+}
+
+static int become_replica(struct departure *departure, struct err *err)
+{
+    int r = machine_qemu(departure->machine) ? machine_stop(departure->machine, 2000, err) : 0;
+    for (size_t i = 0; r == 0 && i < departure_disks(departure); i++) {
+        struct disk *disk = machine_disk(departure->machine, i);
+        _cleanup_(lineage_freep) struct lineage *lineage = NULL;
+        r = disk_lineage(disk, &lineage, err);
+        if (r < 0)
+            return r;
+        lineage->claim = LINEAGE_REPLICA;
+        lineage->complete = lineage_newest(lineage)->generation;
+        r = disk_set_lineage(disk, lineage, err);
+    }
+    if (r == 0)
+        r = machine_close_disks(departure->machine, err);
+    if (r < 0)
+        return r;
+    struct epoch_record record = *epoch_get(departure->epoch);
+    record.role = EPOCH_REPLICA;
+    return epoch_set(departure->epoch, &record, err);
+}
+
+/* The guest runs there. What fails here costs bytes on the way back, or is done again at the next start. */
+int departure_finish(struct departure *departure, struct err *err)
+{
+    if (departure->session.control && link_send(departure->session.control, FRAME_FINISH, NULL, 0, NULL, 0, err) == 0)
+        link_drain(departure->session.control, clock_now() + NSEC_PER_SEC, NULL);
+    if (departure->relay)
+        relay_stop(departure->relay);
+    departure_show(departure);
+    return become_replica(departure, err);
+}

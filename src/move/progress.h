@@ -1,0 +1,53 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * progress: what a move shows to people, as one JSON object ("move status", docs/protocol.md). The walker and the
+ * link threads count; whoever asks gets a snapshot. Rates are taken over the last second.
+ */
+#pragma once
+
+#include "base/err.h"
+#include "base/id.h"
+#include "move/move.h"
+
+#include <jansson.h>
+#include <pthread.h>
+#include <stdbool.h>
+#include <stdint.h>
+
+#define PROGRESS_NOTES 8
+
+struct prediction {
+    bool known;
+    double seconds, rtt_ms;
+    uint64_t blackout_ms, disk_bytes, memory_bytes, link_rate; /* link_rate in bytes per second */
+    size_t disk_count;
+    struct {
+        char file[64];
+        uint64_t bytes;
+        const char *base; /* "none", "image", "replica", "partial", "fork" */
+    } disks[VM_MAX_DISKS];
+};
+
+/* What the owner fills; all sizes in bytes. */
+struct progress_numbers {
+    const char *stage, *phase; /* literals */
+    const char *disk_base;
+    uint64_t disk_sent, disk_remaining, disk_full, disk_rounds;
+    uint64_t memory_total, memory_sent, memory_remaining, memory_iterations;
+    uint64_t dirty_rate; /* of disk or memory, whichever the phase sends */
+    bool converging;
+    int64_t blackout_ms; /* -1 = not known yet */
+};
+
+struct progress;
+
+struct progress *progress_new(const struct id *move, const char *vm, const char *from, const char *to, bool dry_run);
+void progress_free(struct progress *progress);
+/* Replaces the numbers; recomputes the rate. */
+void progress_set(struct progress *progress, const struct progress_numbers *numbers);
+void progress_predict(struct progress *progress, const struct prediction *prediction);
+void progress_note(struct progress *progress, const char *format, ...) __attribute__((format(printf, 2, 3)));
+/* The end: state "moved", "stayed", "predicted" or "guest-lost", and why if it failed. */
+void progress_end(struct progress *progress, enum move_outcome outcome, const struct err *err);
+json_t *progress_json(struct progress *progress, const char *role);
+const char *move_outcome_name(enum move_outcome outcome);

@@ -1,0 +1,222 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include "move/session.h"
+
+#include "base/clock.h"
+#include "base/json.h"
+#include "base/macro.h"
+
+#include <errno.h>
+#include <string.h>
+
+#define MAX_MAIL 64
+#define MAIL_PATIENCE_NS (5 * NSEC_PER_SEC) /* less than the peer's, which hears no ping meanwhile */
+
+int session_init(struct session *session, uint64_t bandwidth, struct err *err)
+{
+    *session = (struct session){0};
+    session->last = &session->first;
+    pthread_mutex_init(&session->lock, NULL);
+    pthread_condattr_t attr;
+    pthread_condattr_init(&attr);
+    pthread_condattr_setclock(&attr, CLOCK_MONOTONIC);
+    pthread_cond_init(&session->changed, &attr);
+    pthread_condattr_destroy(&attr);
+    session->budget = budget_new(bandwidth);
+    return session->budget ? 0 : err_set(err, ENOMEM, "out of memory");
+}
+
+static struct mail *take_first(struct session *session)
+{
+    struct mail *mail = session->first;
+    if (mail) {
+        session->first = mail->next;
+        if (!session->first)
+            session->last = &session->first;
+        pthread_cond_broadcast(&session->changed); /* there is room */
+    }
+    return mail;
+}
+
+void session_reset(struct session *session)
+{
+    link_stop(session->control);
+    for (unsigned i = 0; i < session->data_count; i++)
+        link_stop(session->data[i]);
+    link_free(session->control);
+    for (unsigned i = 0; i < session->data_count; i++)
+        link_free(session->data[i]);
+    session->control = NULL;
+    session->data_count = 0;
+    for (struct mail *mail; (mail = take_first(session));)
+        free(mail);
+    session->lost = ERR_NONE;
+    session->peer_failed = false;
+}
+
+void session_done(struct session *session)
+{
+    session_reset(session);
+    budget_free(session->budget);
+    pthread_cond_destroy(&session->changed);
+    pthread_mutex_destroy(&session->lock);
+}
+
+static bool wait_until(struct session *session, int64_t deadline)
+{
+    struct timespec until = {.tv_sec = deadline / NSEC_PER_SEC, .tv_nsec = deadline % NSEC_PER_SEC};
+    return pthread_cond_timedwait(&session->changed, &session->lock, &until) == 0;
+}
+
+static int count_mail(const struct session *session)
+{
+    int count = 0;
+    for (const struct mail *mail = session->first; mail; mail = mail->next)
+        count++;
+    return count;
+}
+
+int session_post(struct session *session, struct link *link, const struct frame *frame, const uint8_t *payload,
+                 struct err *err)
+{
+    struct mail *mail = malloc(sizeof *mail + frame->length + 1);
+    if (!mail)
+        return err_set(err, ENOMEM, "out of memory");
+    *mail = (struct mail){.link = link, .frame = *frame};
+    memcpy(mail->payload, payload, frame->length);
+    mail->payload[frame->length] = '\0';
+
+    pthread_mutex_lock(&session->lock);
+    int64_t patience = clock_now() + MAIL_PATIENCE_NS;
+    while (count_mail(session) >= MAX_MAIL && clock_now() < patience)
+        wait_until(session, patience);
+    bool full = count_mail(session) >= MAX_MAIL;
+    if (!full) {
+        *session->last = mail;
+        session->last = &mail->next;
+        pthread_cond_broadcast(&session->changed);
+    }
+    pthread_mutex_unlock(&session->lock);
+    if (!full)
+        return 0;
+    free(mail);
+    return err_set(err, EMSGSIZE, "the peer sends messages faster than the protocol allows");
+}
+
+void session_lost(struct session *session, const struct err *err)
+{
+    pthread_mutex_lock(&session->lock);
+    if (!session->lost.code) {
+        session->lost = *err;
+        if (!err->code)
+            err_set(&session->lost, ECONNRESET, "the peer closed the connection");
+    }
+    pthread_cond_broadcast(&session->changed);
+    pthread_mutex_unlock(&session->lock);
+}
+
+void session_wake(struct session *session)
+{
+    pthread_mutex_lock(&session->lock);
+    pthread_cond_broadcast(&session->changed);
+    pthread_mutex_unlock(&session->lock);
+}
+
+void session_cancel(struct session *session)
+{
+    pthread_mutex_lock(&session->lock);
+    session->cancelled = true;
+    pthread_cond_broadcast(&session->changed);
+    pthread_mutex_unlock(&session->lock);
+}
+
+void session_uncancel(struct session *session)
+{
+    pthread_mutex_lock(&session->lock);
+    session->cancelled = false;
+    pthread_mutex_unlock(&session->lock);
+}
+
+/* With the lock held. An error that the peer sent explains more than the broken link after it, so mail goes first. */
+static int check_locked(struct session *session, struct err *err)
+{
+    if (session->cancelled)
+        return err_set(err, ECANCELED, "cancelled");
+    if (session->first && session->first->frame.type == FRAME_ERROR) {
+        struct mail *mail = take_first(session);
+        _cleanup_json_ json_t *json = NULL;
+        if (json_parse((char *)mail->payload, mail->frame.length, "the peer's error", &json, &session->lost) == 0)
+            err_from_json(json, &session->lost);
+        session->peer_failed = true;
+        free(mail);
+    }
+    if (session->lost.code && !session->first) {
+        if (err)
+            *err = session->lost;
+        return -session->lost.code;
+    }
+    return 0;
+}
+
+int session_next(struct session *session, int64_t deadline, struct mail **ret, struct err *err)
+{
+    pthread_mutex_lock(&session->lock);
+    int r;
+    while ((r = check_locked(session, err)) == 0 && !session->first)
+        if (!wait_until(session, deadline)) {
+            r = session->first ? 0 : -EAGAIN;
+            break;
+        }
+    if (r == 0)
+        *ret = take_first(session);
+    pthread_mutex_unlock(&session->lock);
+    return r;
+}
+
+int session_wait(struct session *session, enum frame_type type, int64_t deadline, struct mail **ret, struct err *err)
+{
+    struct mail *mail;
+    int r = session_next(session, deadline, &mail, err);
+    if (r == -EAGAIN)
+        return err_set(err, ETIMEDOUT, "the peer did not answer in time (waiting for \"%s\")", frame_type_name(type));
+    if (r < 0)
+        return r;
+    if (mail->frame.type != type) {
+        r = err_set(err, EPROTO, "the peer sent \"%s\" where \"%s\" was due", frame_type_name(mail->frame.type),
+                    frame_type_name(type));
+        free(mail);
+        return r;
+    }
+    *ret = mail;
+    return 0;
+}
+
+int session_wait_json(struct session *session, enum frame_type type, int64_t deadline, json_t **ret, struct err *err)
+{
+    struct mail *mail;
+    int r = session_wait(session, type, deadline, &mail, err);
+    if (r < 0)
+        return r;
+    r = json_parse((char *)mail->payload, mail->frame.length, frame_type_name(type), ret, err);
+    free(mail);
+    return r;
+}
+
+int session_check(struct session *session, struct err *err)
+{
+    pthread_mutex_lock(&session->lock);
+    int r = check_locked(session, err);
+    pthread_mutex_unlock(&session->lock);
+    return r;
+}
+
+int session_nap(struct session *session, int64_t deadline, struct err *err)
+{
+    pthread_mutex_lock(&session->lock);
+    int r = check_locked(session, err);
+    if (r == 0) {
+        wait_until(session, deadline);
+        r = check_locked(session, err);
+    }
+    pthread_mutex_unlock(&session->lock);
+    return r;
+}

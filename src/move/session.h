@@ -1,0 +1,70 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * session: what both sides of a move share: the control link, the data links, and the mailbox through which
+ * link threads hand frames to the one thread that walks the stages.
+ *
+ * The walker waits in session_wait and session_nap only; both return at once when the move cannot go on: the
+ * peer sent FRAME_ERROR, a link broke, or someone cancelled. Lock order: session->lock, then nothing.
+ */
+#pragma once
+
+#include "move/budget.h"
+#include "move/link.h"
+
+#include <pthread.h>
+
+#define MOVE_MAX_CONNECTIONS 8
+#define MOVE_STALL_MS 8000  /* silence after which a peer counts as gone */
+#define MOVE_ANSWER_MS 30000 /* for answers that take the peer some work */
+#define MOVE_OPEN_MS 1800000 /* a copy of the base image is made, perhaps on a slow disk */
+
+struct mail {
+    struct mail *next;
+    struct link *link;
+    struct frame frame;
+    uint8_t payload[];
+};
+
+struct session {
+    pthread_mutex_t lock;
+    pthread_cond_t changed;
+    struct mail *first, **last;
+    struct err lost;  /* code 0 = all links are well */
+    bool peer_failed; /* `lost` is the peer's own error: it has rolled back by itself */
+    bool cancelled, cancel_heard;
+    struct link *control;
+    struct link *data[MOVE_MAX_CONNECTIONS];
+    unsigned data_count;
+    struct budget *budget;
+    uint32_t marked; /* source: newest mark that the destination made durable */
+};
+
+int session_init(struct session *session, uint64_t bandwidth, struct err *err);
+/* Stops and joins all links, drops what lies in the mailbox. */
+void session_done(struct session *session);
+/* Drops links and mail of a broken connection, so that another may be made (after the commit). */
+void session_reset(struct session *session);
+
+/* For link callbacks: keeps a copy of the frame for the walker. Waits a little while 64 lie there unread (files may come
+ * faster than they are written), then -EMSGSIZE. */
+int session_post(struct session *session, struct link *link, const struct frame *frame, const uint8_t *payload,
+                 struct err *err);
+/* A link has ended; err->code 0 = the peer closed it. */
+void session_lost(struct session *session, const struct err *err);
+/* Wakes the walker to look at whatever state was changed. */
+void session_wake(struct session *session);
+void session_cancel(struct session *session);
+/* From here on a cancel changes nothing: the commit has been decided. */
+void session_uncancel(struct session *session);
+
+/* The next frame, which must be of `type`, before `deadline`. The caller frees it. -ETIMEDOUT, -ECANCELED, -EPROTO on
+ * another type, the peer's own error, or why the link broke. */
+int session_wait(struct session *session, enum frame_type type, int64_t deadline, struct mail **ret, struct err *err);
+/* As session_wait, with any type. -EAGAIN (no error text) when `deadline` passes. */
+int session_next(struct session *session, int64_t deadline, struct mail **ret, struct err *err);
+/* session_wait for a JSON frame, parsed. */
+int session_wait_json(struct session *session, enum frame_type type, int64_t deadline, json_t **ret, struct err *err);
+/* Waits until `deadline` or a wake; 0, or why the move cannot go on. */
+int session_nap(struct session *session, int64_t deadline, struct err *err);
+/* 0, or why the move cannot go on. */
+int session_check(struct session *session, struct err *err);
