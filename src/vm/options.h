@@ -1,0 +1,29 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * options: orai-vm's command line.
+ */
+#pragma once
+
+#include "base/err.h"
+#include "base/id.h"
+#include "base/tls.h"
+
+#include <stdbool.h>
+
+enum vm_mode { MODE_START, MODE_ARRIVE, MODE_RESUME };
+
+struct vm_options {
+    const char *state_dir, *vm_dir, *run_dir, *host_name;
+    const char *qemu;      /* "qemu-system-x86_64" */
+    const char *qemu_user; /* NULL: orai-qemu if there is such a user, else our own */
+    bool faults;
+    enum vm_mode mode;
+    bool fork_old_copy;        /* start */
+    struct fingerprint source; /* arrive */
+    struct id vm;              /* arrive: zero when vm.json must say it */
+};
+
+extern const char options_help[];
+
+/* 0, or -EINVAL with what is wrong. *ret_text: what --help or --version print, else NULL. */
+int options_parse(int argc, char **argv, struct vm_options *ret, const char **ret_text, struct err *err);

@@ -1,0 +1,158 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * vm: what the files of orai-vm share: the one VM of this process. Internal to src/vm.
+ *
+ *   main.c        arguments, folders, lock; the loop
+ *   lifecycle.c   start, resume, and every end
+ *   moving.c      departures and arrivals, from their beginning to their outcome
+ *   events.c      what other threads tell the main thread
+ *   control.c     clients of the control socket
+ *   verbs.c       what each request does, and in which states it is allowed
+ *   status.c      what clients are told
+ *
+ * Threads: everything here belongs to the main thread, except `events`. A move owns the machine and the epoch
+ * record while it runs; the main thread leaves both alone until the move has an outcome.
+ */
+#pragma once
+
+#include "base/err.h"
+#include "move/move.h"
+#include "vm/options.h"
+#include "vmm/machine.h"
+
+#include <pthread.h>
+#include <stdatomic.h>
+#include <stdint.h>
+
+enum vm_state {
+    VM_STARTING,
+    VM_RUNNING,
+    VM_PAUSED,
+    VM_ARRIVING,
+    VM_LEAVING,
+    VM_COMMITTED,
+    VM_REPLICA,
+    VM_STOPPED,
+    VM_CRASHED,
+    VM_STATE_COUNT
+};
+
+/* What QEMU has said, gathered by the QMP thread. */
+struct qemu_news {
+    bool stopped, resumed; /* STOP, RESUME; the later one counts */
+    bool shut_down;        /* SHUTDOWN */
+    bool by_guest;         /* ... asked for by the guest */
+    bool gone;             /* the connection has ended */
+    char io_error[160];    /* BLOCK_IO_ERROR */
+};
+
+struct events {
+    int wake; /* eventfd: readable when there is something new */
+    atomic_bool move_changed;
+    pthread_mutex_t mutex; /* the two below; held while a departure is told of an event, which never blocks */
+    struct qemu_news news;
+    struct departure *departure; /* who gets QEMU's events */
+};
+
+struct vm {
+    struct vm_options options;
+    struct vm_config config; /* valid when has_config */
+    bool has_config;
+    struct id id;
+    struct epoch *epoch;
+    struct move_host host;
+    struct machine *machine; /* NULL while arriving */
+    struct departure *departure;
+    struct arrival *arrival;
+    struct events events;
+    struct control *control;
+
+    enum vm_state state;
+    char reason[256];      /* why it is paused, crashed... */
+    json_t *disks;         /* as shown while a move owns the machine */
+    json_t *last_move;     /* status of the last move when none runs */
+    int64_t stop_deadline; /* of a stop request, 0 = none */
+    uint64_t stop_msec;
+    int64_t next_progress; /* not before */
+    int64_t next_trim;
+    int64_t lost_deadline; /* QMP is gone, QEMU is not: until when to wait for its exit, 0 = not so */
+    bool let_go;           /* end this process, not QEMU */
+    const char *ended; /* why, once the process may end */
+    bool killed;       /* a kill was asked for */
+};
+
+/* --- lifecycle.c -------------------------------------------------------------------------------------------
+ */
+
+int vm_start(struct vm *vm, struct err *err);
+/* -ESRCH when no QEMU runs: the guest is gone. */
+int vm_resume(struct vm *vm, struct err *err);
+/* Asks QEMU what the guest does; sets state running or paused. */
+void vm_refresh(struct vm *vm);
+/* Takes what QEMU has said, and its exit. */
+void vm_take_news(struct vm *vm);
+/* Remembers durably (for this boot) that its owner wants the guest paused, or not. */
+void vm_want_paused(struct vm *vm, bool paused);
+/* Ends QEMU at once. */
+int vm_kill(struct vm *vm, struct err *err);
+/* Closes everything; the process ends when the loop sees it. */
+void vm_end(struct vm *vm, enum vm_state state, const char *why);
+void vm_set_state(struct vm *vm, enum vm_state state);
+
+/* --- moving.c ----------------------------------------------------------------------------------------------
+ */
+
+int vm_arrive(struct vm *vm, struct err *err);
+int vm_arrival_resume(struct vm *vm, struct err *err);
+int vm_depart(struct vm *vm, const struct move_options *options, struct err *err);
+int vm_departure_resume(struct vm *vm, struct err *err);
+int vm_move_cancel(struct vm *vm, struct err *err);
+int vm_move_run_here(struct vm *vm, struct err *err);
+/* A connection from another host. Owns `socket` from here on. */
+int vm_connection(struct vm *vm, int socket, struct err *err);
+/* Looks whether the move that runs has an outcome. */
+void vm_check_move(struct vm *vm);
+bool vm_is_moving(const struct vm *vm);
+/* Opens the host's key when it is needed for the first time. */
+int vm_need_identity(struct vm *vm, struct err *err);
+
+/* --- events.c ----------------------------------------------------------------------------------------------
+ */
+
+int events_init(struct events *events, struct err *err);
+qmp_event_fn events_from_qemu; /* arg: struct vm */
+void events_move_changed(void *arg);
+/* What has gathered since; the flags that describe an end stay set. */
+struct qemu_news events_take(struct events *events);
+
+/* --- status.c ----------------------------------------------------------------------------------------------
+ */
+
+const char *vm_state_name(enum vm_state state);
+json_t *vm_status(struct vm *vm);
+json_t *vm_move_status(const struct vm *vm);
+json_t *vm_disks(const struct vm *vm);
+
+/* --- verbs.c -----------------------------------------------------------------------------------------------
+ */
+
+/* Carries out one request; `fd` (or -1) came with it and is consumed. Sets *ret_watch for "watch". The answer
+ * is a new object. */
+json_t *vm_request(struct vm *vm, const json_t *request, int fd, bool *ret_watch);
+
+/* --- control.c ---------------------------------------------------------------------------------------------
+ */
+
+struct pollfd;
+#define CONTROL_MAX_CLIENTS 32
+
+int control_new(const char *path, struct control **ret, struct err *err);
+/* Closes and removes the socket. */
+void control_free(struct control *control);
+/* Fills at most CONTROL_MAX_CLIENTS + 1 entries, returns how many. */
+size_t control_poll_fds(const struct control *control, struct pollfd *ret);
+/* Serves those that are ready. */
+void control_serve(struct control *control, struct vm *vm, const struct pollfd *fds, size_t count);
+/* Sends to all watchers; consumes `event`. Whoever does not read is cut off. */
+void control_tell(struct control *control, json_t *event);
+bool control_watched(const struct control *control);
