@@ -1,0 +1,57 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * replica: copies of a VM's disk that make its next move cheap.
+ */
+#include "cli/cli.h"
+#include "cli/verbs.h"
+
+#include "base/macro.h"
+
+static const struct view view_replicas = {
+    .columns = (const struct column[]){{"host", "HOST"},
+                                       {"here", "HERE", COLUMN_BOOL},
+                                       {"state", "STATE"},
+                                       {"epoch", "EPOCH", COLUMN_COUNT},
+                                       {"allocated", "TAKES", COLUMN_BYTES},
+                                       {"error.text", "ERROR"},
+                                       {0}},
+    .empty = "No copies",
+};
+
+static int run_list(struct cli *cli, struct err *err)
+{
+    _cleanup_free_ char *path =
+        cli_path(args_flag(&cli->args, "here") ? "/v1/vms/%s/replicas?here=true" : "/v1/vms/%s/replicas",
+                 args_operand(&cli->args, "NAME"));
+    _cleanup_json_ json_t *answer = NULL;
+    int r = cli_call(cli, "GET", path, NULL, &answer, err);
+    return r < 0 ? r : cli_print_list(cli, &view_replicas, json_object_get(answer, "replicas"), err);
+}
+
+const struct verb verb_replica_list = {
+    .group = "replica",
+    .name = "list",
+    .summary = "List the copies of a VM, here and at the peers",
+    .flags = VERB_FORMATS,
+    .operands = {{.name = "NAME", .kind = ARG_VM, .help = "The VM"}},
+    .options = {{.name = "here", .kind = ARG_FLAG, .help = "Do not ask the peers"}},
+    .run = run_list,
+};
+
+static int run_drop(struct cli *cli, struct err *err)
+{
+    const char *name = args_operand(&cli->args, "NAME");
+    _cleanup_free_ char *path = cli_path("/v1/vms/%s/replicas/here", name);
+    int r = cli_call(cli, "DELETE", path, NULL, NULL, err);
+    if (r == 0)
+        cli_say(cli, "This host's copy of %s is deleted; a move to here sends all of it again", name);
+    return r;
+}
+
+const struct verb verb_replica_drop = {
+    .group = "replica",
+    .name = "drop",
+    .summary = "Delete this host's copy of a VM that is elsewhere",
+    .operands = {{.name = "NAME", .kind = ARG_VM, .help = "The VM"}},
+    .run = run_drop,
+};
