@@ -33,12 +33,12 @@ enum arg_kind {
 };
 
 struct arg_def {
-    const char *name; /* of an option, without the dashes; of an operand, as help writes it: "NAME" */
-    enum arg_kind kind;
+    const char *name;  /* of an option, without the dashes; of an operand, as help writes it: "NAME" */
     const char *value; /* of an option: what its value is called, "SIZE"; of ARG_CHOICE: the words */
     const char *help;  /* one line */
-    char letter;       /* of an option: its short form, or 0 */
-    bool optional;     /* of an operand */
+    enum arg_kind kind;
+    char letter;   /* of an option: its short form, or 0 */
+    bool optional; /* of an operand */
 };
 
 #define VERB_MAX_OPERANDS 3

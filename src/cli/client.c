@@ -10,8 +10,8 @@
 #include <string.h>
 
 #define CONNECT_SECONDS 5L
-#define ANSWER_MS 120000u
-#define MOST_MS (1000u * 86400 * 7) /* fits a long on every machine */
+#define ANSWER_MS 120000L
+#define MOST_MS (UINT64_C(1000) * 86400 * 7)
 
 struct client {
     CURL *curl;

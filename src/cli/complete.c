@@ -51,29 +51,38 @@ static void take_option(struct line *line, const char *word)
         line->pending = option;
 }
 
+static void take_value(struct line *line, const char *word)
+{
+    if (strcmp(word, "=") == 0)
+        return; /* bash makes three words of --format=json */
+    if (strcmp(line->pending->name, "socket") == 0)
+        line->socket = word;
+    line->pending = NULL;
+}
+
+static void take_verb(struct line *line, const char *word)
+{
+    line->verb = verb_find(line->group, word);
+    if (line->verb)
+        return;
+    line->lost = line->group || !verb_group_exists(word);
+    line->group = word;
+}
+
 static void take_word(struct line *line, const char *word)
 {
     if (line->pending) {
-        if (strcmp(word, "=") == 0)
-            return; /* bash makes three words of --format=json */
-        if (strcmp(line->pending->name, "socket") == 0)
-            line->socket = word;
-        line->pending = NULL;
+        take_value(line, word);
     } else if (!line->options_end && strcmp(word, "--") == 0) {
         line->options_end = true;
-    } else if (!line->options_end && strncmp(word, "--", 2) == 0) {
-        take_option(line, word);
     } else if (!line->options_end && word[0] == '-') {
-        return; /* the letters are all flags */
+        if (word[1] == '-') /* the letters are all flags */
+            take_option(line, word);
     } else if (line->verb) {
         line->operand_count++;
         line->operand = word;
-    } else if ((line->verb = verb_find(line->group, word))) {
-        return;
-    } else if (!line->group && verb_group_exists(word)) {
-        line->group = word;
     } else {
-        line->lost = true;
+        take_verb(line, word);
     }
 }
 
@@ -100,17 +109,16 @@ static void propose_choices(const struct output *output, const char *choices)
     }
 }
 
-/* Options of this verb and of all; one table hides the other's of the same name. */
-static void propose_options(const struct output *output, const struct verb *verb)
+/* Of one table, those that the other one does not hide by the same name. */
+static void propose_options(const struct output *output, const struct verb *verb, const struct arg_def *table)
 {
-    const struct arg_def *const tables[] = {verb ? verb->options : NULL, global_options};
-    for (size_t i = 0; i < ARRAY_SIZE(tables); i++)
-        for (const struct arg_def *o = tables[i]; o && o->name; o++) {
-            char word[64];
-            int length = snprintf(word, sizeof word, "--%s", o->name);
-            if (verb_option(verb, o->name, strlen(o->name)) == o && (i == 0 || verb_takes(verb, o)))
-                propose(output, word, (size_t)length, o->help);
-        }
+    for (const struct arg_def *o = table; o->name; o++) {
+        char word[64];
+        int length = snprintf(word, sizeof word, "--%s", o->name);
+        bool taken = table != global_options || verb_takes(verb, o);
+        if (taken && verb_option(verb, o->name, strlen(o->name)) == o)
+            propose(output, word, (size_t)length, o->help);
+    }
 }
 
 static void propose_names(const struct output *output, const struct line *line, const char *path,
@@ -157,9 +165,12 @@ static const struct arg_def *option_in_word(const struct line *line, const char 
     const char *equals = strncmp(word, "--", 2) == 0 ? strchr(word, '=') : NULL;
     if (!equals || (size_t)(equals - word) + 2 > size)
         return NULL;
+    const struct arg_def *option = verb_option(line->verb, word + 2, (size_t)(equals - word - 2));
+    if (!option)
+        return NULL;
     snprintf(before, size, "%.*s", (int)(equals - word + 1), word);
     *ret_value = equals + 1;
-    return verb_option(line->verb, word + 2, (size_t)(equals - word - 2));
+    return option;
 }
 
 void complete_words(int count, char **words, FILE *out, complete_names_fn *names, void *arg)
@@ -179,9 +190,11 @@ void complete_words(int count, char **words, FILE *out, complete_names_fn *names
         return;
     if (line.pending || option)
         propose_values(&output, &line, option ? option : line.pending);
-    else if (word[0] == '-' && !line.options_end)
-        propose_options(&output, line.verb);
-    else if (!line.verb)
+    else if (word[0] == '-' && !line.options_end) {
+        if (line.verb)
+            propose_options(&output, line.verb, line.verb->options);
+        propose_options(&output, line.verb, global_options);
+    } else if (!line.verb)
         propose_verbs(&output, line.group);
     else if (line.operand_count < VERB_MAX_OPERANDS && line.verb->operands[line.operand_count].name)
         propose_values(&output, &line, &line.verb->operands[line.operand_count]);

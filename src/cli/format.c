@@ -265,7 +265,7 @@ int format_stream(FILE *out, const struct style *style, const struct view *view,
 {
     switch (style->format) {
     case FORMAT_TABLE:
-        table_stream(out, style, view, row);
+        table_stream(out, view, row);
         break;
     case FORMAT_JSON:
         if (row)

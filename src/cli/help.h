@@ -10,5 +10,5 @@
 
 /* Of one verb. */
 void help_verb(FILE *out, const struct verb *verb);
-/* Of all verbs (group NULL), or those of one group. */
-void help_overview(FILE *out, const char *group);
+/* Of all verbs (wanted NULL), or those of one group. */
+void help_overview(FILE *out, const char *wanted);

@@ -116,21 +116,7 @@ void table_list(FILE *out, const struct style *style, const struct view *view, c
     }
 }
 
-static void put_sections(FILE *out, const struct style *style, const struct view *view, const json_t *object)
-{
-    for (const struct section *s = view->sections; s && s->key; s++) {
-        const json_t *part = format_member(object, s->key);
-        if (json_array_size(part) == 0 && json_object_size(part) == 0)
-            continue;
-        fprintf(out, "\n%s%s%s\n", style->colour ? "\033[1m" : "", s->title, style->colour ? "\033[0m" : "");
-        if (json_is_object(part))
-            table_object(out, style, s->view, part);
-        else
-            table_list(out, style, s->view, part);
-    }
-}
-
-void table_object(FILE *out, const struct style *style, const struct view *view, const json_t *object)
+static void put_members(FILE *out, const struct view *view, const json_t *object)
 {
     size_t width = 0;
     for (const struct column *c = view->columns; c->key; c++)
@@ -139,10 +125,29 @@ void table_object(FILE *out, const struct style *style, const struct view *view,
         _cleanup_free_ char *text = format_cell(object, c, FORMAT_TABLE);
         fprintf(out, "%s:%*s%s\n", c->title, (int)(width - text_width(c->title)) + 1, "", text);
     }
+}
+
+static void put_sections(FILE *out, const struct style *style, const struct view *view, const json_t *object)
+{
+    for (const struct section *s = view->sections; s && s->key; s++) {
+        const json_t *part = format_member(object, s->key);
+        if (json_array_size(part) == 0 && json_object_size(part) == 0)
+            continue;
+        fprintf(out, "\n%s%s%s\n", style->colour ? "\033[1m" : "", s->title, style->colour ? "\033[0m" : "");
+        if (json_is_object(part))
+            put_members(out, s->view, part);
+        else
+            table_list(out, style, s->view, part);
+    }
+}
+
+void table_object(FILE *out, const struct style *style, const struct view *view, const json_t *object)
+{
+    put_members(out, view, object);
     put_sections(out, style, view, object);
 }
 
-void table_stream(FILE *out, const struct style *style, const struct view *view, const json_t *row)
+void table_stream(FILE *out, const struct view *view, const json_t *row)
 {
     for (const struct column *c = view->columns; c->key; c++) {
         _cleanup_free_ char *text = row ? format_cell(row, c, FORMAT_TABLE) : text_visible(c->title);

@@ -10,4 +10,4 @@
 void table_list(FILE *out, const struct style *style, const struct view *view, const json_t *rows);
 void table_object(FILE *out, const struct style *style, const struct view *view, const json_t *object);
 /* The heading when `row` is NULL. */
-void table_stream(FILE *out, const struct style *style, const struct view *view, const json_t *row);
+void table_stream(FILE *out, const struct view *view, const json_t *row);

@@ -129,6 +129,7 @@ static bool is_block(const json_t *json)
 
 /* Writes a list or object; the cursor stands at column `indent` of its first line already. The depth is
  * bounded: json_parse refuses what is nested deeper than 64 levels. */
+/* NOLINTNEXTLINE(misc-no-recursion) */
 static void put_block(FILE *out, const json_t *json, int indent)
 {
     bool first = true;

@@ -128,6 +128,8 @@ static void nothing_is_proposed_where_nothing_is_known(void **state)
     (void)state;
     _cleanup_free_ char *lost = PROPOSED("mvoe", ""), *full = PROPOSED("list", ""),
                         *text = PROPOSED("peer", "join", "");
+    _cleanup_free_ char *unknown = PROPOSED("list", "--frist=");
+    assert_string_equal(unknown, "");
     assert_string_equal(lost, "");
     assert_string_equal(full, "");
     assert_string_equal(text, "");
