@@ -1,0 +1,216 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * Disks, taps and QEMU together: a real QEMU on a disk that we serve.
+ */
+#include "lab.h"
+
+#include "base/clock.h"
+#include "base/macro.h"
+
+#include <errno.h>
+#include <sched.h>
+#include <stdio.h>
+#include <string.h>
+
+static bool own_network;
+
+static int enter_namespace(void **state)
+{
+    own_network = unshare(CLONE_NEWNET) == 0 && access("/dev/net/tun", R_OK | W_OK) == 0;
+    return 0;
+}
+
+static void disk_path_of(struct lab *lab, char path[PATH_MAX])
+{
+    snprintf(path, PATH_MAX, "%s/disk0.raw", lab->vm_dir);
+}
+
+static int setup(void **state)
+{
+    char path[PATH_MAX];
+    lab_need_qemu();
+    struct lab *lab = calloc(1, sizeof *lab);
+    lab_open(lab);
+    lab->config.disk_count = 1;
+    strcpy(lab->config.disks[0].file, "disk0.raw");
+    lab->config.disks[0].size = 16 * MiB;
+    disk_path_of(lab, path);
+    assert_int_equal(disk_create(path, 16 * MiB, NULL, NULL, NULL), 0);
+    *state = lab;
+    return 0;
+}
+
+static int teardown(void **state)
+{
+    if (*state)
+        lab_close(*state);
+    free(*state);
+    return 0;
+}
+
+static struct machine *new_machine(struct lab *lab)
+{
+    struct machine *machine;
+    assert_int_equal(machine_new(&lab->env, &lab->config, &machine, NULL), 0);
+    return machine;
+}
+
+static struct machine *running(struct lab *lab)
+{
+    struct err err = ERR_NONE;
+    struct machine *machine = new_machine(lab);
+    if (machine_open_disks(machine, 0, &err) < 0 || machine_start(machine, false, NULL, NULL, &err) < 0)
+        fail_msg("%s", err.text);
+    assert_int_equal(qemu_cont(machine_qemu(machine), NULL), 0);
+    return machine;
+}
+
+/* SeaBIOS reads the boot sector of every disk. */
+static void wait_reads(struct machine *machine, uint64_t more_than)
+{
+    struct nbd_statistics statistics = {0};
+    for (int i = 0; i < 2000 && statistics.reads <= more_than; i++) {
+        clock_sleep(5 * NSEC_PER_MSEC);
+        machine_disk_statistics(machine, 0, &statistics);
+    }
+    assert_true(statistics.reads > more_than);
+}
+
+static void end(struct machine *machine)
+{
+    assert_int_equal(machine_stop(machine, 2000, NULL), 0);
+    assert_null(machine_qemu(machine));
+    assert_int_equal(machine_close_disks(machine, NULL), 0);
+    machine_free(machine);
+}
+
+static void the_firmware_reads_our_disk(void **state)
+{
+    struct machine *machine = running(*state);
+    wait_reads(machine, 0);
+    end(machine);
+}
+
+static void stopping_and_closing_twice_is_fine(void **state)
+{
+    struct machine *machine = running(*state);
+    assert_int_equal(machine_stop(machine, 2000, NULL), 0);
+    assert_int_equal(machine_stop(machine, 2000, NULL), 0);
+    assert_int_equal(machine_close_disks(machine, NULL), 0);
+    assert_int_equal(machine_close_disks(machine, NULL), 0);
+    machine_free(machine);
+}
+
+static void the_same_qemu_reads_on_after_we_were_away(void **state)
+{
+    struct lab *lab = *state;
+    struct machine *machine = running(lab);
+    pid_t pid = qemu_pid(machine_qemu(machine));
+    wait_reads(machine, 0);
+    machine_free(machine);
+
+    machine = new_machine(lab);
+    assert_int_equal(machine_open_disks(machine, 0, NULL), 0);
+    assert_int_equal(machine_adopt(machine, NULL, NULL, NULL), 0);
+    assert_int_equal(qemu_pid(machine_qemu(machine)), pid);
+    _cleanup_json_ json_t *reset = NULL;
+    assert_int_equal(qmp_execute(qemu_qmp(machine_qemu(machine)), "system_reset", NULL, 5000, &reset, NULL),
+                     0);
+    wait_reads(machine, 0);
+    end(machine);
+}
+
+static void nothing_to_adopt_is_ESRCH(void **state)
+{
+    struct machine *machine = new_machine(*state);
+    assert_int_equal(machine_open_disks(machine, 0, NULL), 0);
+    assert_int_equal(machine_adopt(machine, NULL, NULL, NULL), -ESRCH);
+    machine_free(machine);
+}
+
+static void a_disk_of_another_size_than_configured_is_refused(void **state)
+{
+    struct lab *lab = *state;
+    struct err err = ERR_NONE;
+    lab->config.disks[0].size = 32 * MiB;
+    struct machine *machine = new_machine(lab);
+    assert_int_equal(machine_open_disks(machine, 0, &err), -EINVAL);
+    assert_non_null(strstr(err.text, "vm.json"));
+    assert_null(machine_disk(machine, 0));
+    machine_free(machine);
+}
+
+static void a_missing_second_disk_closes_the_first(void **state)
+{
+    struct lab *lab = *state;
+    struct disk *disk;
+    char path[PATH_MAX];
+    lab->config.disk_count = 2;
+    strcpy(lab->config.disks[1].file, "disk1.raw");
+    lab->config.disks[1].size = 16 * MiB;
+    struct machine *machine = new_machine(lab);
+    assert_int_equal(machine_open_disks(machine, 0, NULL), -ENOENT);
+    disk_path_of(lab, path);
+    assert_int_equal(disk_open(path, 0, &disk, NULL), 0); /* it is free again */
+    assert_int_equal(disk_close(disk, NULL), 0);
+    machine_free(machine);
+}
+
+static void a_failed_start_leaves_no_tap(void **state)
+{
+    struct lab *lab = *state;
+    char name[16], sys[64];
+    if (!own_network)
+        skip(); /* needs root and /dev/net/tun */
+    lab->config.nic_count = 1;
+    strcpy(lab->config.nics[0].mac, "52:54:00:12:34:56");
+    strcpy(lab->config.cpu, "abacus");
+    struct machine *machine = new_machine(lab);
+    assert_int_equal(machine_open_disks(machine, 0, NULL), 0);
+    assert_true(machine_start(machine, false, NULL, NULL, NULL) < 0);
+    snprintf(name, sizeof name, "orai%02x%02x%02x%02x0", lab->config.id.bytes[0], lab->config.id.bytes[1],
+             lab->config.id.bytes[2], lab->config.id.bytes[3]);
+    snprintf(sys, sizeof sys, "/proc/sys/net/ipv4/conf/%s", name);
+    assert_int_not_equal(access(sys, F_OK), 0);
+    machine_free(machine);
+}
+
+static void a_nic_survives_our_absence(void **state)
+{
+    struct lab *lab = *state;
+    if (!own_network)
+        skip(); /* needs root and /dev/net/tun */
+    lab->config.nic_count = 2;
+    strcpy(lab->config.nics[0].mac, "52:54:00:12:34:56");
+    strcpy(lab->config.nics[1].mac, "52:54:00:12:34:57");
+    machine_free(running(lab));
+
+    struct machine *machine = new_machine(lab);
+    assert_int_equal(machine_open_disks(machine, 0, NULL), 0);
+    assert_int_equal(machine_adopt(machine, NULL, NULL, NULL), 0);
+    _cleanup_json_ json_t *sent =
+        json_pack("[{s:s, s:[{s:s}]}]", "mac", "52:54:00:12:34:57", "addresses", "address", "192.0.2.7");
+    machine_announce(machine, sent);
+    _cleanup_json_ json_t *known = machine_addresses(machine);
+    assert_int_equal(json_array_size(known), 2);
+    assert_int_equal(json_array_size(json_object_get(json_array_get(known, 0), "addresses")), 0);
+    assert_int_equal(json_array_size(json_object_get(json_array_get(known, 1), "addresses")), 1);
+    end(machine);
+}
+
+#define TEST(f) cmocka_unit_test_setup_teardown(f, setup, teardown)
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        TEST(the_firmware_reads_our_disk),
+        TEST(stopping_and_closing_twice_is_fine),
+        TEST(the_same_qemu_reads_on_after_we_were_away),
+        TEST(nothing_to_adopt_is_ESRCH),
+        TEST(a_disk_of_another_size_than_configured_is_refused),
+        TEST(a_missing_second_disk_closes_the_first),
+        TEST(a_failed_start_leaves_no_tap),
+        TEST(a_nic_survives_our_absence),
+    };
+    return cmocka_run_group_tests(tests, enter_namespace, NULL);
+}
