@@ -14,7 +14,9 @@
 #include "base/macro.h"
 #include "base/size.h"
 #include "cli/cli.h"
+#include "cli/report.h"
 #include "disk/nbd.h"
+#include "disk/verify.h"
 
 #include <errno.h>
 #include <getopt.h>
@@ -27,17 +29,15 @@
 #include <sys/stat.h>
 #include <sys/un.h>
 
-#define VERIFY_STEP (1U << 20) /* bytes read at a time */
-
 static int report(const struct err *err)
 {
-    fprintf(stderr, "orai: %s%s%s\n", err->text, err->hint[0] ? "; " : "", err->hint);
+    report_error(stderr, err, NULL);
     return CLI_FAILED;
 }
 
 static int usage_error(const char *verb, const char *text)
 {
-    fprintf(stderr, "orai: disk %s: %s; see `orai disk %s --help`\n", verb, text, verb);
+    fprintf(stderr, "orai: disk %s: %s; see `orai help disk %s`\n", verb, text, verb);
     return CLI_USAGE;
 }
 
@@ -48,23 +48,6 @@ static void disk_cleanup(struct disk **disk)
 }
 
 /* --- serve --------------------------------------------------------------------------------------------- */
-
-static const char serve_help[] =
-    "Usage: orai disk serve FILE --socket PATH [OPTION]...\n"
-    "Serves a raw image (file or block device) over NBD on a unix socket, and keeps track of what is "
-    "written.\n"
-    "FILE.map, FILE.lineage and FILE.intent are made when they are missing. Stop it with SIGINT or SIGTERM.\n"
-    "\n"
-    "      --socket PATH        unix socket to make, for this user only (mode 0600)\n"
-    "      --read-only          refuse writes\n"
-    "      --direct             bypass the page cache for aligned requests (O_DIRECT)\n"
-    "      --export NAME        name of the export; the empty name works always\n"
-    "      --max-connections N  serve so many clients at once, let others wait (default 16)\n"
-    "      --pid-file PATH      write the process id there once clients can connect\n"
-    "  -h, --help               show this\n"
-    "\n"
-    "Example: orai disk serve web1.raw --socket /run/web1.sock &\n"
-    "         qemu-img info 'nbd+unix:///?socket=/run/web1.sock'\n";
 
 struct serve {
     const char *file, *socket, *pid_file;
@@ -83,7 +66,7 @@ static int parse_connections(const char *text, unsigned *ret)
     return 0;
 }
 
-/* CLI_OK, CLI_USAGE after having said why, or -1 after --help. */
+/* CLI_OK, or CLI_USAGE after having said why. Help is the table's business (disk_verbs.c). */
 static int parse_serve(int argc, char **argv, struct serve *ret)
 {
     enum { SOCKET, READ_ONLY, DIRECT, EXPORT, CONNECTIONS, PID_FILE };
@@ -94,11 +77,10 @@ static int parse_serve(int argc, char **argv, struct serve *ret)
         {"export", required_argument, NULL, EXPORT},
         {"max-connections", required_argument, NULL, CONNECTIONS},
         {"pid-file", required_argument, NULL, PID_FILE},
-        {"help", no_argument, NULL, 'h'},
         {0},
     };
     /* NOLINTNEXTLINE(concurrency-mt-unsafe): there are no threads yet */
-    for (int c; (c = getopt_long(argc, argv, ":h", options, NULL)) != -1;) {
+    for (int c; (c = getopt_long(argc, argv, ":", options, NULL)) != -1;) {
         switch (c) {
         case SOCKET:
             ret->socket = optarg;
@@ -121,9 +103,6 @@ static int parse_serve(int argc, char **argv, struct serve *ret)
         case PID_FILE:
             ret->pid_file = optarg;
             break;
-        case 'h':
-            fputs(serve_help, stdout);
-            return -1;
         default:
             return usage_error("serve", c == ':' ? "an option lacks its value" : "unknown option");
         }
@@ -238,7 +217,7 @@ static int run_serve(int argc, char **argv)
     struct err err = ERR_NONE;
     int usage = parse_serve(argc, argv, &serve);
     if (usage != CLI_OK)
-        return usage < 0 ? CLI_OK : usage;
+        return usage;
 
     sigset_t signals; /* before the first thread, which inherits the mask */
     sigemptyset(&signals);
@@ -263,16 +242,6 @@ static int run_serve(int argc, char **argv)
 }
 
 /* --- info and verify ----------------------------------------------------------------------------------- */
-
-static const char info_help[] = "Usage: orai disk info FILE [--format " FORMAT_NAMES "]\n"
-                                "Shows what Orai knows about a raw image: its size, what this copy of the "
-                                "disk is worth, and its generations.\n";
-
-static const char verify_help[] =
-    "Usage: orai disk verify FILE\n"
-    "Checks that the generation map covers the data: no block may hold data that the map calls never "
-    "written, none may\n"
-    "be newer than the current generation. Reads all data that the map does not know; changes nothing.\n";
 
 static const char *const claim_names[] = {
     [LINEAGE_OWNER] = "owner",
@@ -357,82 +326,31 @@ static int print_info(struct disk *disk, enum format format, struct err *err)
     return r < 0 ? err_sys(err, r, "cannot print") : 0;
 }
 
-static bool is_zero(const uint8_t *data, size_t size)
+/* Each finding on a line of its own; the last word is the exit code's. */
+static int print_verdict(const char *file, struct err *err)
 {
-    return size == 0 || (data[0] == 0 && memcmp(data, data + 1, size - 1) == 0);
-}
-
-/* Blocks with data among [block, end), which the map calls never written. */
-static int count_unknown(struct disk *disk, uint64_t block, uint64_t end, uint8_t *buffer, uint64_t *count,
-                         struct err *err)
-{
-    while (block < end) {
-        uint64_t offset = block * DISK_BLOCK, part = MIN(end - block, (uint64_t)(VERIFY_STEP / DISK_BLOCK));
-        uint64_t size = MIN(part * DISK_BLOCK, disk_size(disk) - offset);
-        int r = disk_read(disk, buffer, size, offset);
-        if (r < 0)
-            return err_sys(err, r, "cannot read %s at byte %" PRIu64, disk_path(disk), offset);
-        for (uint64_t at = 0; at < size; at += DISK_BLOCK)
-            *count += !is_zero(buffer + at, MIN(size - at, (uint64_t)DISK_BLOCK));
-        block += part;
-    }
-    return 0;
-}
-
-/* Looks at the gaps between the map's numbers inside one extent of data. */
-static int verify_extent(struct disk *disk, uint64_t offset, uint64_t size, uint8_t *buffer, uint64_t *count,
-                         struct err *err)
-{
-    uint64_t block = offset / DISK_BLOCK, end = (offset + size + DISK_BLOCK - 1) / DISK_BLOCK;
-    while (block < end) {
-        struct disk_run run;
-        bool found = disk_next_run(disk, block, 0, UINT32_MAX, UINT64_MAX, &run) && run.block < end;
-        int r = count_unknown(disk, block, found ? run.block : end, buffer, count, err);
-        if (r < 0)
-            return r;
-        block = found ? run.block + run.count : end;
-    }
-    return 0;
-}
-
-static int verify_disk(struct disk *disk, uint64_t *ret_unknown, struct err *err)
-{
-    _cleanup_free_ uint8_t *buffer = malloc(VERIFY_STEP);
-    struct disk_extent extent;
-    uint64_t unknown = 0;
-    if (!buffer)
-        return err_set(err, ENOMEM, "out of memory");
-    for (uint64_t offset = 0; offset < disk_size(disk); offset += extent.length) {
-        int r = disk_extent(disk, offset, disk_size(disk) - offset, &extent);
-        if (r < 0)
-            return err_sys(err, r, "cannot ask where the data of %s lies", disk_path(disk));
-        if (!extent.hole)
-            r = verify_extent(disk, offset, extent.length, buffer, &unknown, err);
-        if (r < 0)
-            return r;
-    }
-    *ret_unknown = unknown;
-    return 0;
-}
-
-static int print_verify(struct disk *disk, struct err *err)
-{
-    uint64_t unknown = 0;
-    int r = verify_disk(disk, &unknown, err);
+    struct disk_verdict verdict;
+    int r = disk_verify(file, &verdict, err);
     if (r < 0)
         return r;
-    uint64_t newer = disk_count(disk, disk_generation(disk), UINT32_MAX);
-    if (unknown == 0 && newer == 0) {
-        printf("orai: %s is good: the map knows every block with data, %" PRIu64 " in all\n", disk_path(disk),
-               disk_count(disk, 0, UINT32_MAX));
-        return 0;
-    }
-    err_set(err, EUCLEAN,
-            "%s and its map disagree: %" PRIu64 " blocks hold data that the map calls never written, %" PRIu64
-            " are newer than the current generation",
-            disk_path(disk), unknown, newer);
-    return err_hint(err,
-                    "something else wrote to the image; remove its .map, .lineage and .intent to start over");
+    for (size_t i = 0; i < verdict.count; i++)
+        printf("%s: %s\n", file, verdict.findings[i]);
+    if (verdict.count == 0)
+        printf("%s is good: generation %" PRIu32 ", %" PRIu64 " blocks written, %s\n", file, verdict.current,
+               verdict.written,
+               verdict.clean ? "closed in order" : "not closed in order (no harm: see the crash rule)");
+    else
+        err_set(err, EUCLEAN, "%s did not pass: %zu findings", file, verdict.count);
+    r = verdict.count > 0 ? -EUCLEAN : 0;
+    disk_verdict_done(&verdict);
+    return r;
+}
+
+static int print_file(const char *file, enum format format, struct err *err)
+{
+    _cleanup_(disk_cleanup) struct disk *disk = NULL;
+    int r = disk_open(file, DISK_READ_ONLY, &disk, err);
+    return r < 0 ? r : print_info(disk, format, err);
 }
 
 struct inspect {
@@ -441,23 +359,19 @@ struct inspect {
 };
 
 /* As parse_serve. */
-static int parse_inspect(int argc, char **argv, const char *help, struct inspect *ret)
+static int parse_inspect(int argc, char **argv, struct inspect *ret)
 {
     static const struct option options[] = {
         {"format", required_argument, NULL, 'f'},
-        {"help", no_argument, NULL, 'h'},
         {0},
     };
     /* NOLINTNEXTLINE(concurrency-mt-unsafe): there are no threads yet */
-    for (int c; (c = getopt_long(argc, argv, ":h", options, NULL)) != -1;) {
+    for (int c; (c = getopt_long(argc, argv, ":", options, NULL)) != -1;) {
         switch (c) {
         case 'f':
             if (format_parse(optarg, &ret->format) < 0)
                 return usage_error(argv[0], "--format takes " FORMAT_NAMES);
             break;
-        case 'h':
-            fputs(help, stdout);
-            return -1;
         default:
             return usage_error(argv[0], c == ':' ? "an option lacks its value" : "unknown option");
         }
@@ -472,13 +386,10 @@ static int run_inspect(int argc, char **argv, bool verify)
 {
     struct inspect inspect = {.format = FORMAT_TABLE};
     struct err err = ERR_NONE;
-    int usage = parse_inspect(argc, argv, verify ? verify_help : info_help, &inspect);
+    int usage = parse_inspect(argc, argv, &inspect);
     if (usage != CLI_OK)
-        return usage < 0 ? CLI_OK : usage;
-    _cleanup_(disk_cleanup) struct disk *disk = NULL;
-    int r = disk_open(inspect.file, DISK_READ_ONLY, &disk, &err);
-    if (r == 0)
-        r = verify ? print_verify(disk, &err) : print_info(disk, inspect.format, &err);
+        return usage;
+    int r = verify ? print_verdict(inspect.file, &err) : print_file(inspect.file, inspect.format, &err);
     return r < 0 ? report(&err) : CLI_OK;
 }
 
@@ -491,6 +402,6 @@ int cli_disk(int argc, char **argv)
         return run_inspect(argc, argv, false);
     if (argc >= 1 && strcmp(argv[0], "verify") == 0)
         return run_inspect(argc, argv, true);
-    fputs("orai: disk takes serve, info or verify; see `orai disk serve --help`\n", stderr);
+    fputs("orai: disk takes serve, info or verify; see `orai help disk`\n", stderr);
     return CLI_USAGE;
 }
