@@ -118,21 +118,27 @@ static size_t on_data(char *data, size_t size, size_t count, void *arg)
     return answer->result < 0 ? 0 : length;
 }
 
-static int transport_error(const struct client *client, CURLcode code, const char *text, struct err *err)
+static int not_reached(const struct client *client, struct err *err)
 {
     long number = 0;
     curl_easy_getinfo(client->curl, CURLINFO_OS_ERRNO, &number);
-    if (code != CURLE_COULDNT_CONNECT) {
-        err_set(err, EPIPE, "oraid at %s did not answer: %s", client->socket,
-                *text ? text : curl_easy_strerror(code));
-        return err_hint(err, "systemctl status oraid");
-    }
     if (number == 0)
         number = ECONNREFUSED;
     err_sys(err, (int)number, "cannot reach oraid at %s", client->socket);
     if (number == EACCES || number == EPERM)
         return err_hint(err, "run it as root, or join the group orai: adduser $USER orai");
     return err_hint(err, "start it with: systemctl start oraid");
+}
+
+static int transport_error(const struct client *client, CURLcode code, const char *method, const char *text,
+                           struct err *err)
+{
+    if (code == CURLE_COULDNT_CONNECT)
+        return not_reached(client, err);
+    err_set(err, EPIPE, "oraid at %s did not answer: %s%s", client->socket,
+            *text ? text : curl_easy_strerror(code),
+            strcmp(method, "GET") == 0 ? "" : "; it may have done what it was asked to");
+    return err_hint(err, "systemctl status oraid");
 }
 
 /* oraid's own error as it stands in the answer, or what the status says. */
@@ -188,7 +194,7 @@ static int perform(struct client *client, const char *method, const char *path, 
     CURLcode code = curl_easy_perform(client->curl);
     curl_slist_free_all(headers);
     if (code != CURLE_OK && answer->result == 0)
-        return transport_error(client, code, text, err);
+        return transport_error(client, code, method, text, err);
     curl_easy_getinfo(client->curl, CURLINFO_RESPONSE_CODE, ret_status);
     if (answer->result < 0)
         return answer->result;

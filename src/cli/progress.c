@@ -98,7 +98,8 @@ char *progress_text(const json_t *move, const char *phase)
     fprintf(out, "  %s of %s", size_format(amounts.sent, done), size_format(amounts.total, total));
     if (amounts.total > 0)
         fprintf(out, "  %.0f %%", 100.0 * (double)MIN(amounts.sent, amounts.total) / (double)amounts.total);
-    if (strcmp(phase, current) == 0) { /* one that is over has neither rate nor time left */
+    bool over = strcmp(phase, current) != 0 || strcmp(json_str(move, "state", "running"), "running") != 0;
+    if (!over) {
         put_rates(out, move);
         put_time_left(out, move);
     }

@@ -250,6 +250,8 @@ def test_an_oraid_that_dies_in_mid_answer_is_told_apart_from_one_that_refuses(or
     done = orai(oraid, "list")
     assert done.returncode == 3
     assert "did not answer" in done.stderr
+    oraid.answers["POST", "/v1/vms/web1/kill"] = (200, None)
+    assert "it may have done what it was asked to" in orai(oraid, "kill", "web1").stderr
 
 
 # --- peers, images, VMs ----------------------------------------------------------------------------------------

@@ -58,6 +58,15 @@ static void a_phase_that_is_over_has_no_time_left(void **state)
     assert_text(MOVE("memory", "4194304", "true"), "disk", "disk        round 2  4 MiB of 4 MiB  100 %");
 }
 
+static void a_move_that_is_over_has_no_time_left(void **state)
+{
+    (void)state;
+    _cleanup_json_ json_t *move = json_loads(MOVE("switchover", "4194304", "true"), 0, NULL);
+    json_object_set_new(move, "state", json_string("moved"));
+    _cleanup_free_ char *text = progress_text(move, NULL);
+    assert_string_equal(text, "switchover  4 MiB of 5 MiB  80 %");
+}
+
 static void an_empty_status_does_not_break_it(void **state)
 {
     (void)state;
@@ -194,6 +203,7 @@ int main(void)
         cmocka_unit_test(what_does_not_converge_is_said_in_plain_words),
         cmocka_unit_test(the_switchover_counts_disk_and_memory),
         cmocka_unit_test(a_phase_that_is_over_has_no_time_left),
+        cmocka_unit_test(a_move_that_is_over_has_no_time_left),
         cmocka_unit_test(an_empty_status_does_not_break_it),
         cmocka_unit_test(names_from_a_peer_cannot_steer_the_terminal),
         cmocka_unit_test(the_result_puts_prediction_beside_outcome),
