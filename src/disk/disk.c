@@ -244,9 +244,9 @@ int disk_open(const char *image, unsigned flags, struct disk **ret, struct err *
         return r;
     enum lineage_claim claim = disk->lineage->claim;
     atomic_store(&disk->writable, !disk->read_only && (claim == LINEAGE_OWNER || claim == LINEAGE_FORK));
-    atomic_store(&disk->receiving, !disk->read_only && claim == LINEAGE_PARTIAL);
     if (flags & DISK_FROZEN)
         gate_freeze(&disk->gate);
+    atomic_store(&disk->receiving, !disk->read_only && claim == LINEAGE_PARTIAL);
     if (!disk->read_only)
         r = checkpointer_start(disk, err);
     if (r < 0)

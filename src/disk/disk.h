@@ -114,7 +114,8 @@ uint64_t disk_count(const struct disk *disk, uint32_t above, uint32_t upto);
 
 /* Writes data (or zeroes, data NULL: a hole is punched) of a run and raises its blocks' numbers to the run's;
  * works on a frozen disk. The claim must be PARTIAL (-EROFS): a power cut may tear what is being received,
- * and no other claim allows that. */
+ * and no other claim allows that. A frozen FORK becomes PARTIAL at its first run, and lineage_compare goes on
+ * calling it forked until disk_set_lineage says better. */
 int disk_receive(struct disk *disk, const struct disk_run *run, const void *data, struct err *err);
 /* Image, map, then lineage durable, in this order; every intent is settled. */
 int disk_sync(struct disk *disk, struct err *err);

@@ -91,3 +91,8 @@ void gate_thaw(struct gate *gate)
     pthread_cond_broadcast(&gate->changed);
     pthread_mutex_unlock(&gate->lock);
 }
+
+bool gate_is_frozen(const struct gate *gate)
+{
+    return atomic_load(&gate->state) & FROZEN;
+}

@@ -35,3 +35,4 @@ void gate_drain(struct gate *gate);
 /* Holds new writes back, then drains. Freezing twice is freezing once. */
 void gate_freeze(struct gate *gate);
 void gate_thaw(struct gate *gate);
+bool gate_is_frozen(const struct gate *gate);

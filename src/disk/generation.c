@@ -123,32 +123,6 @@ static int cover_generation(struct disk *disk, uint32_t generation, struct err *
     return r;
 }
 
-int disk_receive(struct disk *disk, const struct disk_run *run, const void *data, struct err *err)
-{
-    uint64_t blocks = disk->map->blocks;
-    if (run->block > blocks || run->count > blocks - run->block)
-        return err_set(err, EPROTO, "a received run lies outside %s", disk->path);
-    if (!atomic_load(&disk->receiving))
-        return err_set(err, EROFS, "%s may receive data only while its claim is \"partial replica\"",
-                       disk->path);
-    if (run->count == 0)
-        return 0;
-    int r = cover_generation(disk, run->generation, err);
-    if (r < 0)
-        return r;
-    uint64_t offset = run->block * DISK_BLOCK;
-    uint64_t size = MIN(run->count * DISK_BLOCK, disk->image.size - offset);
-    r = genmap_mark(disk->map, run->block, run->count, run->generation);
-    if (r == 0)
-        r = data ? image_write(&disk->image, data, size, offset)
-                 : image_punch(&disk->image, size, offset, false);
-    if (r == -ENOSPC) {
-        err_set(err, ENOSPC, "no space left for the image %s", disk->path);
-        return err_hint(err, "free space here and move again: what has arrived already is kept");
-    }
-    return r < 0 ? err_sys(err, r, "cannot write the image %s", disk->path) : 0;
-}
-
 int disk_lineage(const struct disk *disk, struct lineage **ret, struct err *err)
 {
     pthread_mutex_t *lock = (pthread_mutex_t *)&disk->lineage_lock; /* locking does not change the disk */
@@ -215,6 +189,69 @@ static int change_lineage(struct disk *disk, const struct lineage *lineage, stru
     atomic_store(&disk->receiving, claim == LINEAGE_PARTIAL);
     (void)intent_settle(&disk->intent, false); /* bits that stay do no harm */
     return 0;
+}
+
+/* The first byte that a fork receives makes it a mixture, which must never run; yet it must not be forgotten
+ * that blocks above `complete` are its own. So it becomes a partial copy whose history strayed: an entry that
+ * nobody else has, from which lineage_compare concludes "forked". */
+static int demote_fork(struct disk *disk, struct err *err)
+{
+    _cleanup_(lineage_cleanup) struct lineage *lineage = NULL;
+    int r = lineage_copy(disk->lineage, &lineage);
+    if (r == 0) {
+        struct id stray = id_random();
+        lineage->claim = LINEAGE_PARTIAL;
+        r = lineage_add(lineage, lineage_newest(lineage)->generation + 1, &stray, LINEAGE_ROUND, "",
+                        clock_wall_ms());
+    }
+    if (r < 0)
+        return err_sys(err, r, "cannot turn the fork %s into a partial replica", disk->path);
+    atomic_store(&disk->writable, false);
+    r = change_lineage(disk, lineage, err);
+    if (r < 0)
+        atomic_store(&disk->writable, true);
+    return r;
+}
+
+static int begin_receiving(struct disk *disk, struct err *err)
+{
+    if (atomic_load(&disk->receiving))
+        return 0;
+    pthread_mutex_lock(&disk->control);
+    int r = 0;
+    if (disk->read_only || (disk->lineage->claim != LINEAGE_PARTIAL &&
+                            (disk->lineage->claim != LINEAGE_FORK || !gate_is_frozen(&disk->gate))))
+        r = err_set(err, EROFS, "%s may receive data only while it is a partial replica, or a frozen fork",
+                    disk->path);
+    else if (disk->lineage->claim == LINEAGE_FORK)
+        r = demote_fork(disk, err);
+    pthread_mutex_unlock(&disk->control);
+    return r;
+}
+
+int disk_receive(struct disk *disk, const struct disk_run *run, const void *data, struct err *err)
+{
+    uint64_t blocks = disk->map->blocks;
+    if (run->block > blocks || run->count > blocks - run->block)
+        return err_set(err, EPROTO, "a received run lies outside %s", disk->path);
+    if (run->count == 0)
+        return 0;
+    int r = begin_receiving(disk, err);
+    if (r == 0)
+        r = cover_generation(disk, run->generation, err);
+    if (r < 0)
+        return r;
+    uint64_t offset = run->block * DISK_BLOCK;
+    uint64_t size = MIN(run->count * DISK_BLOCK, disk->image.size - offset);
+    r = genmap_mark(disk->map, run->block, run->count, run->generation);
+    if (r == 0)
+        r = data ? image_write(&disk->image, data, size, offset)
+                 : image_punch(&disk->image, size, offset, false);
+    if (r == -ENOSPC) {
+        err_set(err, ENOSPC, "no space left for the image %s", disk->path);
+        return err_hint(err, "free space here and move again: what has arrived already is kept");
+    }
+    return r < 0 ? err_sys(err, r, "cannot write the image %s", disk->path) : 0;
 }
 
 int disk_set_lineage(struct disk *disk, const struct lineage *lineage, struct err *err)

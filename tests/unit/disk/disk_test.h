@@ -58,6 +58,17 @@ static inline const char *in_folder(const char *name)
     return path;
 }
 
+/* cmocka's own failures say nothing when they happen in a thread that a test made. */
+static inline void __attribute__((format(printf, 1, 2), noreturn)) fail_in_any_thread(const char *format, ...)
+{
+    va_list args;
+    va_start(args, format);
+    vfprintf(stderr, format, args);
+    va_end(args);
+    fputc('\n', stderr);
+    abort();
+}
+
 #define assert_ok(call)                                       \
     do {                                                      \
         struct err err = ERR_NONE;                            \

@@ -264,12 +264,38 @@ static void test_only_a_partial_copy_receives(void **state)
     assert_ok(disk_receive(disk, &run, data, &err));
     struct disk_run back;
     assert_true(disk_next_run(disk, 0, 0, UINT32_MAX, 9, &back));
-    assert_memory_equal(&run, &back, sizeof run);
+    assert_int_equal(back.block, 3);
+    assert_int_equal(back.count, 1);
+    assert_int_equal(back.generation, 77);
     assert_true(disk_generation(disk) >= 77);
     reopen(DISK_FROZEN);
     assert_true(disk_generation(disk) >= 77);
     assert_int_equal(disk_read(disk, data, sizeof data, 3 * DISK_BLOCK), 0);
     assert_string_equal(data, "received");
+}
+
+static void test_a_fork_that_receives_is_never_run_again_and_stays_a_fork_to_others(void **state)
+{
+    uint32_t sealed = seal(disk);
+    _cleanup_(lineage_cleanup) struct lineage *ours = NULL, *theirs = NULL;
+    assert_ok(disk_lineage(disk, &ours, &err));
+    set_claim(disk, LINEAGE_FORK, sealed);
+    write_byte(disk, 0);
+    struct disk_run run = {.block = 1, .count = 1, .generation = sealed + 5};
+    assert_int_equal(disk_receive(disk, &run, NULL, NULL), -EROFS); /* it runs */
+    disk_freeze(disk);
+    assert_ok(disk_receive(disk, &run, NULL, &err));
+    close_disk(disk);
+    disk = NULL;
+    assert_int_equal(disk_open(in_folder("d"), 0, &disk, NULL), -EROFS);
+    disk = open_disk(in_folder("d"), DISK_FROZEN);
+    assert_ok(disk_lineage(disk, &theirs, &err));
+    assert_int_equal(theirs->claim, LINEAGE_PARTIAL);
+    struct lineage_base base;
+    lineage_compare(ours, theirs, &base);
+    assert_int_equal(base.base, sealed);
+    assert_true(base.forked);
+    assert_int_equal(changed(sealed), 2);
 }
 
 static void test_a_received_hole_takes_no_space(void **state)
@@ -566,6 +592,7 @@ int main(void)
         T(test_touch_marks_without_writing),
         T(test_a_replica_opens_for_nobody_to_write),
         T(test_only_a_partial_copy_receives),
+        T(test_a_fork_that_receives_is_never_run_again_and_stays_a_fork_to_others),
         T(test_a_received_hole_takes_no_space),
         T(test_received_runs_outside_or_absurd_are_refused),
         T(test_an_arriving_disk_takes_over_the_senders_lineage),
