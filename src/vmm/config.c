@@ -47,7 +47,8 @@ static bool ends_with(const char *text, const char *end)
 /* A kernel or initrd may not be called what Orai calls its own files in the VM's folder. */
 static bool free_name(const char *name)
 {
-    static const char *const own[] = {".raw", ".map", ".lineage", ".intent", ".json", ".log", ".new"};
+    static const char *const own[] = {".raw",  ".map", ".lineage", ".intent",
+                                      ".json", ".log", ".lock",    ".new"};
     for (size_t i = 0; i < ARRAY_SIZE(own); i++)
         if (ends_with(name, own[i]))
             return false;

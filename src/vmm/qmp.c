@@ -52,18 +52,21 @@ struct qmp {
     bool freeing; /* the owner closes: its callback is not told */
 };
 
-static void answer_call(struct qmp *qmp, json_t *message)
+/* Hands the message itself on: no reference is shared between threads. false when nobody waits for it. */
+static bool answer_call(struct qmp *qmp, json_t *message)
 {
     json_t *id = json_object_get(message, "id");
+    bool taken = false;
     pthread_mutex_lock(&qmp->mutex);
-    for (struct call *call = qmp->calls; call && json_is_integer(id); call = call->next) {
+    for (struct call *call = qmp->calls; call && json_is_integer(id) && !taken; call = call->next) {
         if (call->id == json_integer_value(id) && !call->answer) {
-            call->answer = json_incref(message);
+            call->answer = message;
+            taken = true;
             pthread_cond_broadcast(&qmp->changed);
-            break;
         }
     }
     pthread_mutex_unlock(&qmp->mutex);
+    return taken;
 }
 
 /* One line from QEMU. Anything that is not QMP ends the connection. */
@@ -80,8 +83,8 @@ static int take_line(struct qmp *qmp, const char *line, size_t size)
     if (event) {
         if (qmp->on_event)
             qmp->on_event(qmp->arg, event, json_object_get(message, "data"));
-    } else {
-        answer_call(qmp, message);
+    } else if (answer_call(qmp, message)) {
+        TAKE_PTR(message);
     }
     return 0;
 }

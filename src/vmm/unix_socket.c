@@ -41,7 +41,7 @@ int unix_listen(const char *path, uid_t uid, gid_t gid, struct err *err)
         return err_sys(err, errno, "cannot listen at %s", path);
     /* The mode first: nobody can connect before listen(). */
     if (chmod(path, 0600) < 0 || (uid && chown(path, uid, gid) < 0) || listen(fd, 16) < 0) {
-        r = err_sys(err, errno, "cannot listen at %s", path);
+        r = err_sys(err, errno, "cannot listen at %s", address.sun_path);
         unlink(path);
         return r;
     }

@@ -279,8 +279,7 @@ static void odd_json_is_refused(void **state)
         "{\"mac\": \"52:54:00:12:34:56\", \"addresses\": [1]}",
         "{\"mac\": \"52:54:00:12:34:56\", \"addresses\": [{\"address\": \"127.0.0.1\"}]}",
         "{\"mac\": \"52:54:00:12:34:56\", \"addresses\": [{\"address\": \"host.example\"}]}",
-        "{\"mac\": \"52:54:00:12:34:56\", \"addresses\": "
-        "[{},{},{},{},{},{},{},{},{},{},{},{},{},{},{},{},{}]}",
+        "{\"mac\":\"52:54:00:12:34:56\",\"addresses\":[{},{},{},{},{},{},{},{},{},{},{},{},{},{},{},{},{}]}",
     };
     for (size_t i = 0; i < ARRAY_SIZE(texts); i++) {
         struct addresses addresses;

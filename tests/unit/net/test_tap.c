@@ -204,6 +204,7 @@ static void plain_ipv4_counts_only_while_nothing_is_known(void **state)
     struct learn_nic nic = {.tap = TAP, .mac = MAC};
     struct learn *learn;
     _cleanup_close_ int tap = tap_open(TAP, "", NULL);
+    assert_true(tap >= 0);
     assert_int_equal(learn_new(&nic, 1, &learn, NULL), 0);
     memcpy(frame + MAC_SIZE, mac, MAC_SIZE);
     frame[12] = 0x08;
@@ -225,6 +226,7 @@ static void what_another_host_learned_is_added_for_our_macs_only(void **state)
     struct learn_nic nic = {.tap = TAP, .mac = MAC};
     struct learn *learn;
     _cleanup_close_ int tap = tap_open(TAP, "", NULL);
+    assert_true(tap >= 0);
     assert_int_equal(learn_new(&nic, 1, &learn, NULL), 0);
     _cleanup_json_ json_t *json =
         json_pack("[{s:s, s:[{s:s}]}, {s:s, s:[{s:s}]}]", "mac", MAC, "addresses", "address", "192.0.2.7",
