@@ -57,9 +57,11 @@ static int run_path(const struct vm *vm, const char *name, char path[PATH_MAX], 
 /* Held until this process ends, however it ends. */
 static int lock_vm(const char *vm_dir, int *ret_fd, struct err *err)
 {
-    _cleanup_close_ int fd = open(vm_dir, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    char path[PATH_MAX];
+    snprintf(path, sizeof path, "%.4000s/orai-vm.lock", vm_dir);
+    _cleanup_close_ int fd = open(path, O_RDWR | O_CREAT | O_CLOEXEC, 0600);
     if (fd < 0)
-        return err_sys(err, errno, "cannot open the VM's folder %s", vm_dir);
+        return err_sys(err, errno, "cannot open %s", path);
     if (flock(fd, LOCK_EX | LOCK_NB) < 0)
         return errno == EWOULDBLOCK ? err_set(err, EBUSY, "another orai-vm runs for %s", vm_dir)
                                     : err_sys(err, errno, "cannot lock %s", vm_dir);
