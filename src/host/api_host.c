@@ -1,0 +1,49 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include "base/macro.h"
+#include "host/api.h"
+#include "host/facts.h"
+#include "host/join.h"
+#include "host/openapi.h"
+
+#include <errno.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/statvfs.h>
+
+int api_openapi(struct host *host, struct request *request, struct answer *ret, struct err *err)
+{
+    *ret = (struct answer){.status = 200, .text = openapi_text, .text_size = openapi_size};
+    return 0;
+}
+
+/* MemAvailable is the kernel's own estimate of what new programs may take. */
+static json_t *memory_json(void)
+{
+    unsigned long long total = 0, available = 0, value;
+    char line[128];
+    FILE *file = fopen("/proc/meminfo", "re");
+    while (file && fgets(line, sizeof line, file)) {
+        if (sscanf(line, "MemTotal: %llu", &value) == 1)
+            total = value * 1024;
+        else if (sscanf(line, "MemAvailable: %llu", &value) == 1)
+            available = value * 1024;
+    }
+    if (file)
+        fclose(file);
+    return json_pack("{s:I, s:I}", "available", (json_int_t)available, "total", (json_int_t)total);
+}
+
+int api_host(struct host *host, struct request *request, struct answer *ret, struct err *err)
+{
+    const struct host_options *o = &host->options;
+    struct statvfs space;
+    if (statvfs(o->state_dir, &space) < 0)
+        return err_sys(err, errno, "cannot look at %s", o->state_dir);
+    json_t *json = json_pack(
+        "{s:s, s:s, s:i, s:s, s:s?, s:i, s:o, s:o, s:{s:I, s:I}, s:o, s:i, s:s}", "name", o->name, "version",
+        ORAI_VERSION, "api", API_VERSION, "fingerprint", host->fingerprint, "address", o->advertise, "port",
+        (int)o->port, "protocol", protocol_range(), "qemu", qemu_facts_json(host->qemu), "space", "free",
+        (json_int_t)(space.f_bavail * space.f_frsize), "total", (json_int_t)(space.f_blocks * space.f_frsize),
+        "memory", memory_json(), "cpus", (int)sysconf(_SC_NPROCESSORS_ONLN), "started", host->started);
+    return json ? answer_json(ret, 200, json) : err_set(err, ENOMEM, "out of memory");
+}

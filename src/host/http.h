@@ -1,0 +1,27 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * http: the transport of the API: libwebsockets' event loop on the main thread. Connections come in from the
+ * door (door.h), requests go to the request pool, answers come back through a queue.
+ */
+#pragma once
+
+#include "base/err.h"
+#include "host/host.h"
+
+#define HTTP_MAX_LOCAL 128 /* connections on the unix socket */
+#define HTTP_MAX_REMOTE 128
+
+struct http;
+
+int http_new(struct host *host, struct http **ret, struct err *err);
+void http_free(struct http *http);
+
+/* Serves until http_stop. Main thread. */
+void http_run(struct http *http);
+/* Any thread. */
+void http_stop(struct http *http);
+/* Something happened that a waiting request or a follower of events may want to know. Any thread; cheap. */
+void http_wake(void *http);
+/* Takes over a connection: unix socket, or TCP on which TLS is still to begin. Any thread. Closes it when
+ * there are too many. */
+void http_adopt(struct http *http, int socket);

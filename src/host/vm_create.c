@@ -1,0 +1,431 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include "host/vm_create.h"
+
+#include "base/file.h"
+#include "base/json.h"
+#include "base/macro.h"
+#include "disk/disk.h"
+#include "host/caller.h"
+#include "host/client.h"
+#include "host/facts.h"
+#include "host/image.h"
+#include "host/vm.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/stat.h>
+
+#define DEFAULT_MEMORY (512 * MiB)
+#define PEER_MSEC 2000           /* a peer that is slower has no say in the machine type */
+#define ANY_MACHINE "pc-q35-7.2" /* stands in while the rest is checked */
+#define BOOT_FILE_MAX (1 * GiB)
+
+struct creation {
+    struct host *host;
+    struct id operation;
+    json_t *config; /* vm.json to be, perhaps without a machine */
+    int kernel, initrd;
+    char name[VM_NAME_SIZE], dir[PATH_MAX];
+};
+
+/* --- the machine type ------------------------------------------------------------------------------------
+ */
+
+static bool has(const json_t *list, const char *name)
+{
+    size_t index;
+    json_t *entry;
+    json_array_foreach(list, index, entry) if (strcmp(json_is_string(entry) ? json_string_value(entry) : "",
+                                                      name) == 0) return true;
+    return false;
+}
+
+const char *vm_pick_machine(const json_t *own, const json_t *const *others, size_t count)
+{
+    size_t index;
+    json_t *entry;
+    json_array_foreach(own, index, entry)
+    {
+        const char *name = json_string_value(entry);
+        bool all = name && strncmp(name, "pc-q35-", 7) == 0;
+        for (size_t i = 0; all && i < count; i++)
+            all = json_array_size(others[i]) == 0 || has(others[i], name);
+        if (all)
+            return name;
+    }
+    return NULL;
+}
+
+static int ask_peers(struct host *host, struct client_call **ret, size_t *ret_count, struct peer **ret_peers,
+                     struct err *err)
+{
+    size_t count = 0;
+    int r = peer_list(host->registry, ret_peers, &count, err);
+    if (r < 0)
+        return r;
+    struct client_call *calls = calloc(count + 1, sizeof *calls);
+    if (!calls)
+        return err_set(err, ENOMEM, "out of memory");
+    for (size_t i = 0; i < count; i++)
+        calls[i] = (struct client_call){
+            .peer = &(*ret_peers)[i], .method = "GET", .path = "/v1/host", .msec = PEER_MSEC};
+    client_calls(host, calls, count);
+    *ret = calls;
+    *ret_count = count;
+    return 0;
+}
+
+static int pick_machine(struct host *host, json_t *config, struct err *err)
+{
+    _cleanup_json_ json_t *facts = qemu_facts_json(host->qemu);
+    _cleanup_free_ struct peer *peers = NULL;
+    _cleanup_free_ struct client_call *calls = NULL;
+    const json_t *own = json_object_get(facts, "machines");
+    const char *wanted = json_str(config, "machine", NULL);
+    size_t count = 0;
+    if (json_array_size(own) == 0)
+        return err_set(err, ENOENT, "QEMU cannot be asked for its machine types: %s",
+                       json_str(facts, "why", "?"));
+    if (wanted)
+        return has(own, wanted) ? 0
+                                : err_set(err, EINVAL, "QEMU %s of this host has no machine type \"%s\"",
+                                          json_str(facts, "version", "?"), wanted);
+    int r = ask_peers(host, &calls, &count, &peers, err);
+    if (r < 0)
+        return r;
+    _cleanup_free_ const json_t **lists = calloc(count + 1, sizeof *lists);
+    for (size_t i = 0; lists && i < count; i++)
+        lists[i] = json_object_get(json_object_get(calls[i].answer, "qemu"), "machines");
+    const char *machine = lists ? vm_pick_machine(own, lists, count) : NULL;
+    if (machine)
+        json_object_set_new(config, "machine", json_string(machine));
+    for (size_t i = 0; i < count; i++)
+        json_decref(calls[i].answer);
+    if (machine)
+        return 0;
+    err_set(err, ENOTSUP, "no q35 machine type is known to the QEMU of every peer");
+    return err_hint(err, "choose one with --machine; the VM can then move only to hosts that have it");
+}
+
+/* --- the config ------------------------------------------------------------------------------------------
+ */
+
+static void make_mac(char text[18])
+{
+    uint8_t random[3];
+    struct id id = id_random();
+    memcpy(random, id.bytes, sizeof random);
+    snprintf(text, 18, "52:54:00:%02x:%02x:%02x", random[0], random[1], random[2]);
+}
+
+static int resolve_image(struct host *host, json_t *disk, struct err *err)
+{
+    _cleanup_json_ json_t *image = NULL;
+    const char *name = json_str(disk, "image", "");
+    if (!name[0])
+        return 0;
+    int r = image_find(host, name, &image, err);
+    if (r < 0)
+        return r;
+    uint64_t virtual_size = json_u64(image, "virtual_size", 0), size = json_u64(disk, "size", virtual_size);
+    if (json_object_get(disk, "size") && json_is_integer(json_object_get(disk, "size")) &&
+        size < virtual_size)
+        return err_set(err, EINVAL, "the disk (%llu bytes) is smaller than its image \"%s\" (%llu bytes)",
+                       (unsigned long long)size, name, (unsigned long long)virtual_size);
+    if (!json_object_get(disk, "size"))
+        json_object_set_new(disk, "size", json_integer((json_int_t)virtual_size));
+    json_object_set(disk, "image", json_object_get(image, "hash"));
+    return 0;
+}
+
+/* The request's image and disk_size are about the first disk; each disk gets its file name. */
+static int set_disks(struct host *host, const json_t *body, json_t *config, struct err *err)
+{
+    json_t *disks = json_object_get(config, "disks"), *disk;
+    size_t index;
+    if (!json_is_array(disks)) {
+        disks = json_array();
+        json_object_set_new(config, "disks", disks);
+    }
+    bool wanted = json_object_get(body, "image") || json_object_get(body, "disk_size");
+    if (wanted && json_array_size(disks) == 0)
+        json_array_append_new(disks, json_object());
+    if (json_object_get(body, "image"))
+        json_object_set(json_array_get(disks, 0), "image", json_object_get(body, "image"));
+    if (json_object_get(body, "disk_size"))
+        json_object_set(json_array_get(disks, 0), "size", json_object_get(body, "disk_size"));
+    int r = 0;
+    json_array_foreach(disks, index, disk)
+    {
+        char file[32];
+        snprintf(file, sizeof file, "disk%zu.raw", index);
+        json_object_set_new(disk, "file", json_string(file));
+        if (r == 0)
+            r = resolve_image(host, disk, err);
+    }
+    return r;
+}
+
+static void set_nics(const json_t *body, json_t *config)
+{
+    json_t *nics = json_object_get(config, "nics"), *nic;
+    size_t index;
+    if (!json_is_array(nics)) {
+        nics = json_array();
+        json_object_set_new(config, "nics", nics);
+    }
+    if ((json_object_get(body, "bridge") || json_object_get(body, "mac")) && json_array_size(nics) == 0)
+        json_array_append_new(nics, json_object());
+    if (json_object_get(body, "bridge"))
+        json_object_set(json_array_get(nics, 0), "bridge", json_object_get(body, "bridge"));
+    if (json_object_get(body, "mac"))
+        json_object_set(json_array_get(nics, 0), "mac", json_object_get(body, "mac"));
+    json_array_foreach(nics, index, nic)
+    {
+        char mac[18];
+        make_mac(mac);
+        if (!json_object_get(nic, "mac"))
+            json_object_set_new(nic, "mac", json_string(mac));
+    }
+}
+
+static int build_config(struct host *host, const json_t *body, json_t **ret, struct err *err)
+{
+    static const char *const plain[] = {"memory", "cpus", "append", "machine", "cpu", "accel"};
+    const json_t *given = json_object_get(body, "config");
+    char id[ID_TEXT_SIZE];
+    struct id random = id_random();
+    if (given && !json_is_object(given))
+        return err_set(err, EINVAL, "\"config\" must be an object");
+    if (json_object_get(given, "kernel") || json_object_get(given, "initrd"))
+        return err_set(err, EINVAL,
+                       "\"config\": kernel and initrd are files of this host: give their paths with --kernel "
+                       "and --initrd");
+    _cleanup_json_ json_t *config = given ? json_deep_copy(given) : json_object();
+    if (!json_object_get(config, "memory"))
+        json_object_set_new(config, "memory", json_integer(DEFAULT_MEMORY));
+    for (size_t i = 0; i < ARRAY_SIZE(plain); i++)
+        if (json_object_get(body, plain[i]))
+            json_object_set(config, plain[i], json_object_get(body, plain[i]));
+    json_object_set(config, "name", json_object_get(body, "name"));
+    json_object_set_new(config, "id", json_string(id_format(&random, id)));
+    if (json_object_get(body, "kernel"))
+        json_object_set_new(config, "kernel", json_string("kernel"));
+    if (json_object_get(body, "initrd"))
+        json_object_set_new(config, "initrd", json_string("initrd"));
+    set_nics(body, config);
+    int r = set_disks(host, body, config, err);
+    if (r == 0)
+        *ret = TAKE_PTR(config);
+    return r;
+}
+
+/* Everything that can be wrong is said at once, not later in the operation. */
+static int check_config(const json_t *config, struct err *err)
+{
+    _cleanup_json_ json_t *copy = json_deep_copy(config);
+    _cleanup_free_ struct vm_config *parsed = malloc(sizeof *parsed);
+    if (!copy || !parsed)
+        return err_set(err, ENOMEM, "out of memory");
+    if (!json_object_get(copy, "machine"))
+        json_object_set_new(copy, "machine", json_string(ANY_MACHINE));
+    return vm_config_from_json(copy, "the VM", parsed, err);
+}
+
+/* --- the folder ------------------------------------------------------------------------------------------
+ */
+
+/* Kernel and initrd: QEMU's user reads them. */
+static int copy_boot_file(int from, const char *dir, const char *name, struct err *err)
+{
+    char path[PATH_MAX];
+    struct stat st;
+    if (from < 0)
+        return 0;
+    if (snprintf(path, sizeof path, "%s/%s", dir, name) >= (int)sizeof path)
+        return err_set(err, ENAMETOOLONG, "path too long: %s", dir);
+    if (fstat(from, &st) < 0 || !S_ISREG(st.st_mode) || (uint64_t)st.st_size > BOOT_FILE_MAX)
+        return err_set(err, EINVAL, "the %s must be a file of at most 1 GiB", name);
+    _cleanup_close_ int to = open(path, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0644);
+    _cleanup_free_ char *data = malloc(MAX(st.st_size, 1));
+    if (to < 0 || !data)
+        return err_sys(err, to < 0 ? errno : ENOMEM, "cannot create %s", path);
+    int r = file_pread_full(from, data, (size_t)st.st_size, 0);
+    if (r == 0)
+        r = file_write_full(to, data, (size_t)st.st_size);
+    if (r == 0 && (fchmod(to, 0644) < 0 || fsync(to) < 0))
+        r = -errno;
+    return r < 0 ? err_sys(err, r, "cannot copy the %s", name) : 0;
+}
+
+static int create_disk(struct host *host, const char *dir, const struct vm_disk *disk, struct err *err)
+{
+    char path[PATH_MAX], base[PATH_MAX];
+    struct id hash;
+    if (snprintf(path, sizeof path, "%s/%s", dir, disk->file) >= (int)sizeof path)
+        return err_set(err, ENAMETOOLONG, "path too long: %s", dir);
+    if (!disk->image[0])
+        return disk_create(path, disk->size, NULL, NULL, err);
+    char half[ID_TEXT_SIZE];
+    snprintf(half, sizeof half, "%.32s", disk->image);
+    int r = id_parse(half, &hash);
+    if (r == 0)
+        r = image_path(host, disk->image, base, err);
+    return r < 0 ? r : disk_create(path, disk->size, base, &hash, err);
+}
+
+static void tell(struct creation *c, const char *phase, uint64_t done, uint64_t total)
+{
+    operation_progress(c->host->operations, &c->operation,
+                       json_pack("{s:s, s:I, s:I}", "phase", phase, "done_bytes", (json_int_t)done,
+                                 "total_bytes", (json_int_t)total));
+}
+
+static int fill_folder(struct creation *c, const struct vm_config *config, struct err *err)
+{
+    static const struct epoch_record first = {.epoch = 1, .role = EPOCH_OWNER};
+    struct epoch *epoch = NULL;
+    uint64_t total = 0, done = 0;
+    int r = copy_boot_file(c->kernel, c->dir, "kernel", err);
+    if (r == 0)
+        r = copy_boot_file(c->initrd, c->dir, "initrd", err);
+    for (size_t i = 0; i < config->disk_count; i++)
+        total += config->disks[i].size;
+    for (size_t i = 0; r == 0 && i < config->disk_count; i++) {
+        tell(c, "disk", done, total);
+        r = create_disk(c->host, c->dir, &config->disks[i], err);
+        done += config->disks[i].size;
+    }
+    if (r == 0)
+        r = vm_config_save(c->dir, config, err);
+    if (r == 0)
+        r = epoch_create(c->dir, &first, &epoch, err);
+    epoch_free(epoch);
+    return r;
+}
+
+static int make(struct creation *c, struct err *err)
+{
+    _cleanup_free_ struct vm_config *config = malloc(sizeof *config);
+    struct err unused;
+    if (!config)
+        return err_set(err, ENOMEM, "out of memory");
+    tell(c, "machine", 0, 0);
+    int r = pick_machine(c->host, c->config, err);
+    if (r == 0)
+        r = vm_config_from_json(c->config, "the VM", config, err);
+    if (r == 0)
+        r = vm_dir_begin(c->host, c->name, c->dir, err);
+    if (r < 0)
+        return r;
+    r = fill_folder(c, config, err);
+    if (r == 0)
+        r = vm_dir_finish(c->host, c->name, err);
+    if (r < 0) {
+        file_remove_tree(c->dir, &unused);
+        return r;
+    }
+    r = vm_add(c->host->vms, c->name, &config->id, err);
+    if (r < 0)
+        vm_dir_remove(c->host, c->name, &unused);
+    return r;
+}
+
+static void creation_free(struct creation *c)
+{
+    if (!c)
+        return;
+    close_cleanup(&c->kernel);
+    close_cleanup(&c->initrd);
+    json_decref(c->config);
+    free(c);
+}
+
+static void work(void *arg)
+{
+    struct creation *c = arg;
+    struct err err = ERR_NONE;
+    json_t *vm = NULL;
+    int r = make(c, &err);
+    vm_release(c->host->vms, c->name);
+    if (r == 0) {
+        event_add(c->host->events, "vm.created", c->name, NULL);
+        r = vm_json(c->host, c->name, &vm, &err);
+    }
+    if (r < 0)
+        err_where(&err, c->host->options.name, NULL);
+    operation_end(c->host->operations, &c->operation, vm, r < 0 ? &err : NULL);
+    creation_free(c);
+}
+
+/* --- the request -----------------------------------------------------------------------------------------
+ */
+
+static int open_boot_file(const struct request *request, const char *key, int *ret, struct err *err)
+{
+    const char *path = NULL;
+    int r = body_string(request->body, key, &path, err);
+    return r < 0 || !path ? r : caller_open(&request->credentials, path, key, ret, err);
+}
+
+static int prepare(struct creation *c, const struct request *request, struct err *err)
+{
+    static const char *const members[] = {"name",    "image", "memory", "cpus",   "disk_size",
+                                          "bridge",  "mac",   "kernel", "initrd", "append",
+                                          "machine", "cpu",   "accel",  "config", NULL};
+    const char *name = NULL;
+    uint64_t ignored = 0;
+    int r = request_body(request, false, members, err);
+    if (r == 0)
+        r = body_name(request->body, "name", &name, err);
+    if (r == 0)
+        r = body_number(request->body, "memory", 1, INT64_MAX, &ignored, err);
+    if (r == 0)
+        r = body_number(request->body, "disk_size", 1, INT64_MAX, &ignored, err);
+    if (r == 0 && vm_lookup(c->host->vms, name, NULL, err) == 0)
+        r = err_set(err, EEXIST, "there is a VM \"%s\" on this host already", name);
+    if (r == 0)
+        r = build_config(c->host, request->body, &c->config, err);
+    if (r == 0)
+        r = check_config(c->config, err);
+    if (r == 0)
+        r = open_boot_file(request, "kernel", &c->kernel, err);
+    if (r == 0)
+        r = open_boot_file(request, "initrd", &c->initrd, err);
+    if (r == 0)
+        snprintf(c->name, sizeof c->name, "%s", name);
+    return r;
+}
+
+static int begin(struct creation *c, struct err *err)
+{
+    struct host *host = c->host;
+    int r = vm_claim(host->vms, c->name, "being created", err);
+    if (r < 0)
+        return r;
+    r = operation_begin(host->operations, &c->operation, "vm-create", c->name, err);
+    if (r == 0 && (r = pool_run(host->jobs, work, c, err)) < 0)
+        operation_end(host->operations, &c->operation, NULL, err);
+    if (r < 0)
+        vm_release(host->vms, c->name);
+    return r;
+}
+
+int vm_create(struct host *host, const struct request *request, struct id *ret_operation, struct err *err)
+{
+    struct creation *c = calloc(1, sizeof *c);
+    if (!c)
+        return err_set(err, ENOMEM, "out of memory");
+    c->host = host;
+    c->operation = id_random();
+    c->kernel = c->initrd = -1;
+    int r = prepare(c, request, err);
+    *ret_operation = c->operation; /* once begun, it is the job's to free */
+    if (r == 0)
+        r = begin(c, err);
+    if (r < 0)
+        creation_free(c);
+    return r;
+}

@@ -1,0 +1,151 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * A VM as the API shows it: its config, its epoch record, and what orai-vm says when it runs. Each part may
+ * be missing (a partial replica has no config yet); the view says so instead of failing.
+ */
+#include "base/json.h"
+#include "base/macro.h"
+#include "host/vm.h"
+
+#include <errno.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/stat.h>
+
+struct parts {
+    const char *name, *dir;
+    struct id id;
+    struct vm_config *config; /* NULL: none yet */
+    bool has_record;
+    struct epoch_record record;
+    json_t *status; /* orai-vm's answer, or NULL */
+    bool lives;     /* an orai-vm runs, but does not answer */
+};
+
+static uint64_t allocated(const char *dir, const char *file)
+{
+    char path[PATH_MAX];
+    struct stat st;
+    if (snprintf(path, sizeof path, "%s/%s", dir, file) >= (int)sizeof path || stat(path, &st) < 0)
+        return 0;
+    return (uint64_t)st.st_blocks * 512;
+}
+
+static const json_t *status_disk(const json_t *status, const char *file)
+{
+    size_t index;
+    json_t *disk;
+    json_array_foreach(json_object_get(status, "disks"), index,
+                       disk) if (strcmp(json_str(disk, "file", ""), file) == 0) return disk;
+    return NULL;
+}
+
+static json_t *disks_json(const struct parts *p)
+{
+    json_t *list = json_array();
+    for (size_t i = 0; p->config && i < p->config->disk_count; i++) {
+        const struct vm_disk *disk = &p->config->disks[i];
+        json_t *json = json_pack("{s:s, s:I, s:s?, s:I}", "file", disk->file, "size", (json_int_t)disk->size,
+                                 "image", disk->image[0] ? disk->image : NULL, "allocated",
+                                 (json_int_t)allocated(p->dir, disk->file));
+        const json_t *live = status_disk(p->status, disk->file);
+        if (json_is_integer(json_object_get(live, "generation")))
+            json_object_set(json, "generation", json_object_get(live, "generation"));
+        json_array_append_new(list, json);
+    }
+    return list;
+}
+
+static json_t *nics_json(const struct parts *p)
+{
+    json_t *list = json_array();
+    for (size_t i = 0; p->config && i < p->config->nic_count; i++)
+        json_array_append_new(list, json_pack("{s:s, s:s}", "bridge", p->config->nics[i].bridge, "mac",
+                                              p->config->nics[i].mac));
+    return list;
+}
+
+/* The state of a VM whose orai-vm does not run. */
+static const char *resting_state(struct host *host, const struct parts *p, char reason[256])
+{
+    const char *sorrow = vm_sorrow(host->vms, p->name, reason);
+    if (sorrow)
+        return sorrow;
+    if (p->lives) {
+        snprintf(reason, 256, "orai-vm runs and does not answer");
+        return "unresponsive";
+    }
+    if (!p->has_record) {
+        snprintf(reason, 256, "it has no readable epoch.json: it cannot be told which host may run it");
+        return "failed";
+    }
+    switch (p->record.role) {
+    case EPOCH_OWNER:
+        if (!vm_desired(host->vms, p->name))
+            return "stopped";
+        snprintf(reason, 256, "its orai-vm ended and is being started again");
+        return "starting";
+    case EPOCH_COMMITTED:
+        return "committed";
+    case EPOCH_ARRIVING:
+        return "arriving";
+    case EPOCH_REPLICA:
+        return p->config ? "replica" : "incomplete";
+    }
+    return "failed";
+}
+
+static void put_state(struct host *host, const struct parts *p, json_t *json)
+{
+    char reason[256] = "";
+    const char *state = json_str(p->status, "state", NULL);
+    if (state)
+        snprintf(reason, sizeof reason, "%s", json_str(p->status, "reason", ""));
+    else
+        state = resting_state(host, p, reason);
+    json_object_set_new(json, "state", json_string(state));
+    json_object_set_new(json, "reason", reason[0] ? json_string(reason) : json_null());
+    json_t *pid = json_object_get(p->status, "qemu_pid");
+    json_object_set_new(json, "qemu_pid",
+                        json_is_integer(pid) && json_integer_value(pid) > 0 ? json_incref(pid) : json_null());
+    json_t *move = json_object_get(p->status, "move");
+    json_object_set_new(json, "move", json_is_object(move) ? json_incref(move) : json_null());
+}
+
+static json_t *render(struct host *host, const struct parts *p)
+{
+    const struct vm_config *c = p->config;
+    char id[ID_TEXT_SIZE];
+    json_t *json = json_pack(
+        "{s:s, s:s, s:s, s:s, s:I, s:b, s:s?, s:I, s:i, s:s, s:s, s:s, s:o, s:o, s:s}", "name", p->name, "id",
+        id_format(&p->id, id), "desired", vm_desired(host->vms, p->name) ? "running" : "stopped", "role",
+        p->has_record ? epoch_role_name(p->record.role) : "unknown", "epoch", (json_int_t)p->record.epoch,
+        "forked", p->record.forked, "peer", p->record.peer.name[0] ? p->record.peer.name : NULL, "memory",
+        (json_int_t)(c ? c->memory : 0), "cpus", c ? (int)c->cpus : 0, "machine", c ? c->machine : "", "cpu",
+        c ? c->cpu : "", "accel", c ? c->accel : "", "disks", disks_json(p), "nics", nics_json(p), "folder",
+        p->dir);
+    put_state(host, p, json);
+    return json;
+}
+
+int vm_json(struct host *host, const char *name, json_t **ret, struct err *err)
+{
+    char dir[PATH_MAX];
+    struct err unused;
+    struct parts p = {.name = name, .dir = dir};
+    _cleanup_json_ json_t *status = NULL;
+    _cleanup_free_ struct vm_config *config = malloc(sizeof *config);
+    int r = vm_lookup(host->vms, name, &p.id, err);
+    if (r < 0)
+        return r;
+    vm_dir(host, name, dir);
+    if (config && vm_config_load(dir, config, &unused) == 0)
+        p.config = config;
+    int asked = vm_ask(host, name, json_pack("{s:s}", "do", "status"), VM_ASK_MSEC, &status, &unused);
+    p.status = status;
+    p.lives = asked < 0 && asked != -ENOTCONN;
+    /* After the question: a record that is older than the status would be a lie, the other way round none. */
+    p.has_record = vm_record(host, name, &p.record, &unused) == 0;
+    *ret = render(host, &p);
+    return *ret ? 0 : err_set(err, ENOMEM, "out of memory");
+}
