@@ -79,8 +79,11 @@ static char *raw_cell(const json_t *value)
 
 static char *duration_cell(double seconds)
 {
+    double msec = seconds * 1000;
+    if (msec < 10 && msec != (int)msec)
+        return print("%.1f ms", msec);
     if (seconds < 1)
-        return print("%.0f ms", seconds * 1000);
+        return print("%.0f ms", msec);
     if (seconds < 120)
         return print("%.1f s", seconds);
     unsigned long whole = (unsigned long)(seconds + 0.5);
@@ -114,6 +117,8 @@ static char *pairs(const json_t *object)
     json_t *value;
     json_object_foreach((json_t *)object, key, value)
     {
+        if (json_is_null(value))
+            continue;
         _cleanup_free_ char *old = text;
         _cleanup_free_ char *cell = raw_cell(value);
         text = print("%s%s%s=%s", old, *old ? " " : "", key, cell);

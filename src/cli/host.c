@@ -22,7 +22,7 @@ static const struct view view_host = {
                                        {"space.total", "Disk space", COLUMN_BYTES},
                                        {"qemu.version", "QEMU"},
                                        {"qemu.kvm", "KVM", COLUMN_BOOL},
-                                       {"qemu.why", "KVM's why"},
+                                       {"qemu.why", "Why not KVM"},
                                        {"qemu.machines", "Machine types", COLUMN_LIST},
                                        {"protocol.min", "Oldest protocol", COLUMN_COUNT},
                                        {"protocol.max", "Newest protocol", COLUMN_COUNT},

@@ -594,3 +594,52 @@ def test_disk_needs_no_oraid(tmp_path):
     done = orai(None, "disk", "info", str(image))
     assert done.returncode in (0, 1) and "api.sock" not in done.stderr
     assert orai(None, "disk", "info").returncode == 2
+
+
+# --- with a real oraid -----------------------------------------------------------------------------------------
+
+@pytest.mark.skipif(not (BUILD / "oraid").exists(), reason="oraid is not built")
+def test_a_real_oraid_answers_every_verb_in_every_format(labs):
+    lab = labs("a", "b")
+    with open(lab.folder / "disk.img", "wb") as file:
+        file.truncate(8 << 20)
+    lab.a.orai("image", "add", "base", lab.folder / "disk.img")
+    lab.a.orai("create", "web1", "--image", "base", "--memory", "64M", "--disk", "16M")
+    for words, key in [(["peer", "list"], "name"), (["image", "list"], "hash"), (["list"], "name"),
+                       (["info", "web1"], "id"), (["replica", "list", "web1"], "host"), (["events"], "type"),
+                       (["host"], "fingerprint"), (["version"], "orai"), (["config", "web1"], "name")]:
+        as_json = lab.a.orai(*words, json=True)
+        rows = as_json if isinstance(as_json, list) else [as_json]
+        assert rows and all(row[key] for row in rows), words
+        assert yaml.safe_load(lab.a.orai(*words, "--format", "yaml")) is not None, words
+        as_csv = list(csv.DictReader(io.StringIO(lab.a.orai(*words, "--format", "csv"), newline="")))
+        assert as_csv and as_csv[0][key] == rows[0][key], words
+        assert lab.a.orai(*words), words
+    assert lab.a.orai("status", "web1", json=True)["vm"]["state"] == "stopped"
+    assert "reachable" in lab.a.orai("peer", "list", "--probe", "--format", "csv")
+    assert [vm["name"] for vm in json.loads(lab.a.orai("list", "--format", "json"))] == ["web1"]
+
+
+@pytest.mark.skipif(not (BUILD / "oraid").exists(), reason="oraid is not built")
+def test_a_real_oraid_refuses_with_the_documented_exit_codes(labs):
+    from host import OraiError
+    host = labs("a").a
+    host.orai("create", "web1", "--memory", "64M", "--disk", "16M")
+    for code, words in [(5, ["info", "web2"]), (5, ["image", "rm", "none"]), (5, ["peer", "remove", "none"]),
+                        (4, ["create", "web1", "--memory", "64M", "--disk", "16M"]), (4, ["replica", "drop", "web1"]),
+                        (2, ["create", "web/2", "--memory", "64M", "--disk", "16M"])]:
+        with pytest.raises(OraiError) as refused:
+            host.orai(*words)
+        assert refused.value.code == code, (words, refused.value)
+        assert refused.value.err.startswith("orai: "), words
+
+
+@pytest.mark.skipif(not (BUILD / "oraid").exists(), reason="oraid is not built")
+def test_a_real_config_makes_the_round_trip(labs, tmp_path):
+    host = labs("a").a
+    host.orai("create", "web1", "--memory", "64M", "--disk", "16M")
+    config = host.orai("config", "web1", json=True)
+    config["cpus"] = 2
+    (tmp_path / "vm.json").write_text(json.dumps(config))
+    host.orai("config", "web1", "--set", tmp_path / "vm.json")
+    assert host.orai("info", "web1", json=True)["cpus"] == 2

@@ -179,6 +179,31 @@ static void times_are_local_and_odd_ones_are_left_alone(void **state)
     assert_string_equal(raw, "2026-11-20T21:31:37.123Z");
 }
 
+static void short_times_keep_what_is_after_the_point(void **state)
+{
+    const struct column column = {"t", "T", COLUMN_MSEC};
+    static const struct {
+        double msec;
+        const char *text;
+    } cases[] = {{0, "0 ms"},     {0.26, "0.3 ms"},   {2, "2 ms"},        {140.4, "140 ms"},
+                 {2500, "2.5 s"}, {150000, "2m 30s"}, {7260000, "2h 01m"}};
+    (void)state;
+    for (size_t i = 0; i < ARRAY_SIZE(cases); i++) {
+        _cleanup_json_ json_t *row = json_pack("{s:f}", "t", cases[i].msec);
+        _cleanup_free_ char *cell = format_cell(row, &column, FORMAT_TABLE);
+        assert_string_equal(cell, cases[i].text);
+    }
+}
+
+static void an_object_in_a_cell_is_its_members(void **state)
+{
+    const struct column column = {"data", "WHAT", COLUMN_TEXT};
+    (void)state;
+    _cleanup_json_ json_t *row = json_pack("{s:{s:s, s:n, s:i}}", "data", "state", "done", "error", "n", 2);
+    _cleanup_free_ char *cell = format_cell(row, &column, FORMAT_TABLE);
+    assert_string_equal(cell, "state=done n=2");
+}
+
 static void a_stream_is_one_line_per_row(void **state)
 {
     (void)state;
@@ -216,6 +241,8 @@ int main(void)
         cmocka_unit_test(yaml_reals_are_numbers_for_old_readers_too),
         cmocka_unit_test(an_object_is_a_line_per_column_and_its_lists_below),
         cmocka_unit_test(times_are_local_and_odd_ones_are_left_alone),
+        cmocka_unit_test(short_times_keep_what_is_after_the_point),
+        cmocka_unit_test(an_object_in_a_cell_is_its_members),
         cmocka_unit_test(a_stream_is_one_line_per_row),
         cmocka_unit_test(a_full_disk_is_an_error),
     };
