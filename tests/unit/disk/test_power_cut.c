@@ -387,9 +387,12 @@ static void do_clear(void)
 
 static void do_seal(void)
 {
+    pthread_mutex_lock(&m.lock); /* a power cut in another thread looks at all of them */
     struct seal_state *s = &m.seals[m.sealed++ % SEALS];
-    *s = (struct seal_state){.generation = disk_generation(m.disk), .id = id_random()};
+    s->generation = disk_generation(m.disk);
+    s->id = id_random();
     memcpy(s->pool, m.live[IMAGE], POOL);
+    pthread_mutex_unlock(&m.lock);
     uint32_t sealed;
     assert_ok(disk_advance(m.disk, &s->id, LINEAGE_ROUND, "here", &sealed, &err));
     assert_int_equal(sealed, s->generation);
