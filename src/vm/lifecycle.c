@@ -160,12 +160,13 @@ static int claim_disk(struct disk *disk, bool forked, struct err *err)
     return r;
 }
 
+/* Opened frozen, because a copy that does not claim to be the VM may not be opened for writing otherwise. */
 static int claim_disks(struct vm *vm, struct err *err)
 {
-    int r = 0;
+    int r = machine_open_disks(vm->machine, DISK_FROZEN, err);
     for (size_t i = 0; r == 0 && i < machine_disk_count(vm->machine); i++)
         r = claim_disk(machine_disk(vm->machine, i), epoch_get(vm->epoch)->forked, err);
-    return r;
+    return r < 0 ? r : machine_close_disks(vm->machine, err);
 }
 
 /* May the guest be started here? A human's decision makes an old copy an owner, durably, before anything
@@ -226,13 +227,27 @@ static int check_not_running(const struct vm *vm, struct err *err)
     return r;
 }
 
+/* Before a boot the guest's memory may still change by a little: see vm_config.memory_trim. */
+static int fit_memory(struct vm *vm, struct err *err)
+{
+    const char *accel;
+    int r = qemu_accel(vm->config.accel, &accel, err);
+    uint64_t trim = r == 0 && strcmp(accel, "tcg") == 0 ? VM_TCG_TRIM : 0;
+    if (r < 0 || trim == vm->config.memory_trim)
+        return r;
+    vm->config.memory_trim = trim;
+    return vm_config_save(vm->options.vm_dir, &vm->config, err);
+}
+
 static int boot(struct vm *vm, struct err *err)
 {
-    int r = machine_new(&vm->host.env, &vm->config, &vm->machine, err);
+    int r = fit_memory(vm, err);
     if (r == 0)
-        r = machine_open_disks(vm->machine, 0, err);
+        r = machine_new(&vm->host.env, &vm->config, &vm->machine, err);
     if (r == 0)
         r = claim_disks(vm, err);
+    if (r == 0)
+        r = machine_open_disks(vm->machine, 0, err);
     if (r == 0)
         r = machine_start(vm->machine, false, events_from_qemu, vm, err);
     if (r == 0)
@@ -302,9 +317,9 @@ static int resume_owner(struct vm *vm, struct err *err)
     close(pidfd);
     r = machine_new(&vm->host.env, &vm->config, &vm->machine, err);
     if (r == 0)
-        r = machine_open_disks(vm->machine, 0, err);
-    if (r == 0)
         r = claim_disks(vm, err);
+    if (r == 0)
+        r = machine_open_disks(vm->machine, 0, err);
     if (r == 0)
         r = machine_adopt(vm->machine, events_from_qemu, vm, err);
     if (r == 0)

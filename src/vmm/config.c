@@ -111,6 +111,9 @@ static int read_size(const json_t *json, const char *what, struct vm_config *con
     if (cpus < 1 || cpus > CPUS_MAX)
         return err_set(err, EINVAL, "%s: \"cpus\" must be between 1 and %d", what, CPUS_MAX);
     config->cpus = (unsigned)cpus;
+    config->memory_trim = json_u64(json, "memory_trim", 0);
+    if (config->memory_trim != 0 && config->memory_trim != VM_TCG_TRIM)
+        return err_set(err, EINVAL, "%s: \"memory_trim\" must be 0 or %d", what, VM_TCG_TRIM);
     return 0;
 }
 
@@ -268,7 +271,7 @@ static int read_nics(const json_t *json, const char *what, struct vm_config *con
 
 int vm_config_from_json(const json_t *json, const char *what, struct vm_config *ret, struct err *err)
 {
-    static const char *const keys[] = {"name",   "id",     "memory", "cpus",  "machine", "cpu", "accel",
+    static const char *const keys[] = {"name",   "id",     "memory", "memory_trim", "cpus", "machine", "cpu", "accel",
                                        "kernel", "initrd", "append", "disks", "nics",    NULL};
     static int (*const readers[])(const json_t *, const char *, struct vm_config *, struct err *) = {
         read_identity, read_size, read_processor, read_kernel, read_disks, read_nics,
@@ -301,8 +304,9 @@ json_t *vm_config_to_json(const struct vm_config *config)
     for (size_t i = 0; i < config->nic_count; i++)
         json_array_append_new(
             nics, json_pack("{s:s, s:s}", "bridge", config->nics[i].bridge, "mac", config->nics[i].mac));
-    return json_pack("{s:s, s:s, s:I, s:i, s:s, s:s, s:s, s:s, s:s, s:s, s:o, s:o}", "name", config->name,
-                     "id", id_format(&config->id, id), "memory", (json_int_t)config->memory, "cpus",
+    return json_pack("{s:s, s:s, s:I, s:I, s:i, s:s, s:s, s:s, s:s, s:s, s:s, s:o, s:o}", "name", config->name,
+                     "id", id_format(&config->id, id), "memory", (json_int_t)config->memory, "memory_trim",
+                     (json_int_t)config->memory_trim, "cpus",
                      (int)config->cpus, "machine", config->machine, "cpu", config->cpu, "accel",
                      config->accel, "kernel", config->kernel, "initrd", config->initrd, "append",
                      config->append, "disks", disks, "nics", nics);

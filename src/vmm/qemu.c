@@ -201,7 +201,7 @@ static struct qemu *qemu_alloc(const struct qemu_env *env)
     return qemu;
 }
 
-static int choose_accel(const char *wanted, const char **ret, struct err *err)
+int qemu_accel(const char *wanted, const char **ret, struct err *err)
 {
     char why[128];
     bool kvm = strcmp(wanted, "tcg") != 0 && kvm_usable(why);
@@ -223,14 +223,14 @@ static int launch(struct qemu *qemu, const struct qemu_env *env, const struct vm
     const char *accel = NULL;
     struct qemu_fds fds = {.kernel = -1, .initrd = -1};
     _cleanup_(inherited_done) struct inherited inherited = {0};
-    int r = choose_accel(config->accel, &accel, err);
+    int r = qemu_accel(config->accel, &accel, err);
     if (r == 0)
         r = prepare_run_dir(env, err);
     if (r == 0)
         r = qemu_path(pid_file, env->run_dir, "qemu.pid", err);
     if (r < 0)
         return r;
-    qemu->ram_fd = make_ram(config->memory, err);
+    qemu->ram_fd = make_ram(config->memory - config->memory_trim, err);
     if (qemu->ram_fd < 0)
         return qemu->ram_fd;
     r = collect_fds(env, config, qemu->ram_fd, tap_fds, &inherited, &fds, err);

@@ -22,6 +22,9 @@ struct qemu_env {
     gid_t gid;
 };
 
+/* "kvm" or "tcg" for the wanted "auto", "kvm" or "tcg": KVM only where it is real (qemu_probe). -EOPNOTSUPP when it is wanted
+ * and is not. */
+int qemu_accel(const char *wanted, const char **ret, struct err *err);
 /* Starts QEMU with its CPUs stopped (-S). `incoming`: with -incoming defer. tap_fds are inherited, one per NIC.
  * RAM is a memfd that we make (memory-backend-file on /proc/self/fd/N, share=on). NBD disks by unix socket with
  * reconnect-delay. Waits until QMP answers; on failure the last lines of QEMU's stderr stand in the error and
