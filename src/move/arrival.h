@@ -47,6 +47,7 @@ struct arrival {
     struct relay *relay;
     bool dry_run;
     bool guest_runs;
+    uint32_t forked[VM_MAX_DISKS]; /* the common ancestor where our copy is a fork, else 0 */
     bool ready; /* "ready" was said: from here on only a durable refusal ends the try */
 
     /* Guarded by `lock`; link threads and greeters use it too. */

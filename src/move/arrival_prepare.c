@@ -169,6 +169,7 @@ static int build_disk(struct arrival *arrival, size_t i, const char *base, uint3
         int r = disk_open(path, DISK_READ_ONLY, &disk, err);
         if (r < 0)
             return r;
+        arrival->forked[i] = generation;
         r = send_forked(arrival, disk, generation, err);
         disk_close(disk, NULL);
         return r;
@@ -305,12 +306,35 @@ static int forward_back(void *arg, const void *data, size_t size)
     return link_send(arrival->session.data[0], FRAME_BACK, NULL, 0, data, size, NULL);
 }
 
+/* Until all that it wrote has been replaced, the copy says that it is a fork of the common ancestor. */
+static int claim_forks(struct arrival *arrival, struct err *err)
+{
+    for (size_t i = 0; i < arrival->config.disk_count; i++) {
+        if (!arrival->forked[i])
+            continue;
+        struct disk *disk = machine_disk(arrival->machine, i);
+        _cleanup_(lineage_freep) struct lineage *lineage = NULL;
+        int r = disk_lineage(disk, &lineage, err);
+        if (r < 0)
+            return r;
+        lineage->claim = LINEAGE_FORK;
+        lineage->complete = arrival->forked[i];
+        lineage->reached = 0;
+        lineage->cursor = 0;
+        if ((r = disk_set_lineage(disk, lineage, err)) < 0)
+            return r;
+    }
+    return 0;
+}
+
 static int start_machine(struct arrival *arrival, struct err *err)
 {
     char path[PATH_MAX];
     int r = machine_open_disks(arrival->machine, DISK_FROZEN, err);
     if (r == 0) /* before the first byte changes a copy */
         r = arrival_apply_claims(arrival, 0, err);
+    if (r == 0)
+        r = claim_forks(arrival, err);
     if (r == 0)
         r = machine_start(arrival->machine, true, arrival->host->on_qemu_event, arrival->host->arg, err);
     if (r == 0)

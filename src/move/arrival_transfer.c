@@ -90,14 +90,10 @@ int arrival_apply_claims(struct arrival *arrival, uint32_t sequence, struct err 
     return 0;
 }
 
-/* All blocks before the mark are written: durable first, then believed, then told. */
+/* All blocks before the mark are written. disk_set_lineage makes them durable before it believes them; then the source is
+ * told. */
 static int pass_mark(struct arrival *arrival, uint32_t mark, struct err *err)
 {
-    for (size_t i = 0; i < arrival->config.disk_count; i++) {
-        int r = disk_sync(machine_disk(arrival->machine, i), err);
-        if (r < 0)
-            return r;
-    }
     int r = arrival_apply_claims(arrival, mark, err);
     if (r < 0)
         return r;

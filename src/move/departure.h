@@ -50,7 +50,8 @@ struct departure {
 
     /* Memory. */
     struct relay *relay;
-    bool migrating;       /* QEMU was told to migrate */
+    bool migrating; /* QEMU was told to migrate */
+    int futile;     /* passes over memory in a row that gained nothing */
     _Atomic int64_t stopped_at; /* clock_now() of QEMU's STOP; set by the QMP thread */
     _Atomic int migration;      /* enum departure_migration; set by the QMP thread */
 

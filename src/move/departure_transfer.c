@@ -306,11 +306,15 @@ static int forward_stream(void *arg, const void *data, size_t size)
     return link_send(departure->session.data[0], FRAME_STREAM, NULL, 0, data, size, NULL);
 }
 
+/* What QEMU may plan for its last pass: a tenth of the blackout that the user allows, since QEMU's own idea of the
+ * bandwidth is too good and device state, fsyncs and the commit come on top; more after each pass that gained nothing, up
+ * to a half. */
 static uint64_t memory_downtime_ms(const struct departure *departure)
 {
+    uint64_t allowed = departure->options.max_blackout_ms;
     if (forced(departure))
         return 3600000;
-    return MAX(departure->options.max_blackout_ms * 2 / 5, UINT64_C(10));
+    return MAX(MIN(allowed / 10 << MIN(departure->futile, 4), allowed / 2), UINT64_C(5));
 }
 
 static int start_memory(struct departure *departure, struct err *err)
@@ -360,44 +364,43 @@ static int side_round(struct departure *departure, struct err *err)
 }
 
 /* QEMU may stop the guest when the disk's rest would go over in a moment, or when the user said so. */
-static int allow_switch(struct departure *departure, bool *allowed, struct err *err)
+static int allow_switch(struct departure *departure, uint64_t *downtime_ms, struct err *err)
 {
     uint64_t pending = pending_bytes(departure);
     double rate = (double)MAX(departure->prediction.link_rate, UINT64_C(1));
     bool ready = (double)pending * NSEC_PER_SEC <= rate * READY_NS || pending <= MiB || forced(departure);
     departure->numbers.disk_remaining = pending;
-    if (ready == *allowed && !forced(departure))
+    uint64_t wanted = ready ? memory_downtime_ms(departure) : 0;
+    if (wanted == *downtime_ms)
         return 0;
-    *allowed = ready;
-    return qemu_migrate_set(machine_qemu(departure->machine), 0, ready ? memory_downtime_ms(departure) : 0, err);
+    *downtime_ms = wanted;
+    return qemu_migrate_set(machine_qemu(departure->machine), 0, wanted, err);
 }
 
 /* Says "not converging" when three passes over memory left as much as they found. */
-static void judge_memory(struct departure *departure, uint64_t *iteration, uint64_t *least, int *futile)
+static void judge_memory(struct departure *departure, uint64_t *iteration, uint64_t *least)
 {
     struct progress_numbers *numbers = &departure->numbers;
     if (numbers->memory_iterations == *iteration)
         return;
     *iteration = numbers->memory_iterations;
-    *futile = numbers->memory_remaining < *least - *least / 20 ? 0 : *futile + 1;
+    departure->futile = numbers->memory_remaining < *least - *least / 20 ? 0 : departure->futile + 1;
     *least = MIN(*least, numbers->memory_remaining);
-    numbers->converging = *futile < 3;
+    numbers->converging = departure->futile < 3;
 }
 
 static int stream_memory(struct departure *departure, struct err *err)
 {
-    uint64_t iteration = 0, least = UINT64_MAX;
-    int futile = 0;
-    bool allowed = false;
+    uint64_t iteration = 0, least = UINT64_MAX, downtime_ms = 0;
     int64_t shown = 0;
     while (!switch_waits(departure)) {
         int r = departure_check_time(departure, err);
         if (r == 0)
-            r = allow_switch(departure, &allowed, err);
+            r = allow_switch(departure, &downtime_ms, err);
         if (r == 0 && clock_now() - shown > SHOW_NS) {
             shown = clock_now();
             r = watch_memory(departure, err);
-            judge_memory(departure, &iteration, &least, &futile);
+            judge_memory(departure, &iteration, &least);
         }
         if (r == 0 && departure->migration != MIGRATION_FAILED)
             r = side_round(departure, err);
@@ -412,6 +415,7 @@ static int stream_memory(struct departure *departure, struct err *err)
         int r = watch_memory(departure, err);
         return r < 0 ? r : err_set(err, EIO, "QEMU gave the migration up");
     }
+    departure->numbers.phase = "switchover";
     return 0;
 }
 
@@ -470,7 +474,6 @@ static int wait_completed(struct departure *departure, struct err *err)
 int departure_pause(struct departure *departure, struct err *err)
 {
     _cleanup_json_ json_t *ready = NULL;
-    departure->numbers.phase = "switchover";
     int r = qemu_migrate_continue(machine_qemu(departure->machine), err);
     if (r == 0)
         r = last_round(departure, err);
@@ -479,6 +482,8 @@ int departure_pause(struct departure *departure, struct err *err)
     if (r == 0)
         r = session_wait_json(&departure->session, FRAME_READY, clock_now() + PAUSE_LIMIT_NS, &ready, err);
     departure->numbers.memory_sent = relay_bytes(departure->relay);
+    if (r == 0)
+        departure->numbers.disk_remaining = departure->numbers.memory_remaining = 0;
     return r;
 }
 

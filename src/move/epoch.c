@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #include "move/epoch.h"
 
+#include "base/file.h"
 #include "base/json.h"
 #include "base/macro.h"
 
@@ -39,46 +40,86 @@ static int role_parse(const char *name, enum epoch_role *ret)
     return -EINVAL;
 }
 
+static bool has_peer(const struct epoch_record *record)
+{
+    static const struct fingerprint none;
+    return record->peer.name[0] || !fingerprint_equal(&record->peer.fingerprint, &none);
+}
+
+/* NULL when a name is not UTF-8 or memory is short: then nothing may be written. */
 static json_t *record_to_json(const struct epoch_record *record)
 {
     char move[ID_TEXT_SIZE], fingerprint[HASH_TEXT_SIZE];
-    id_format(&record->move, move);
-    hex_format(record->peer.fingerprint.bytes, HASH_SIZE, fingerprint);
-    json_t *json = json_pack("{s:s, s:I, s:s, s:b, s:b, s:b, s:I, s:s}", "format", EPOCH_FORMAT, "epoch",
-                             (json_int_t)record->epoch, "role", epoch_role_name(record->role), "ready", record->ready,
-                             "guest_runs", record->guest_runs, "forked", record->forked, "refused", (json_int_t)record->refused, "move", move);
-    if (record->peer.name[0])
-        json_object_set_new(json, "peer",
-                            json_pack("{s:s, s:s, s:i, s:s}", "name", record->peer.name, "address", record->peer.address,
-                                      "port", (int)record->peer.port, "fingerprint", fingerprint));
-    return json;
+    json_t *peer = has_peer(record)
+                       ? json_pack("{s:s, s:s, s:i, s:s}", "name", record->peer.name, "address", record->peer.address,
+                                   "port", (int)record->peer.port, "fingerprint",
+                                   fingerprint_format(&record->peer.fingerprint, fingerprint))
+                       : NULL;
+    if (has_peer(record) && !peer)
+        return NULL;
+    return json_pack("{s:s, s:I, s:s, s:b, s:b, s:b, s:I, s:s, s:o*}", "format", EPOCH_FORMAT, "epoch",
+                     (json_int_t)record->epoch, "role", epoch_role_name(record->role), "ready", record->ready,
+                     "guest_runs", record->guest_runs, "forked", record->forked, "refused",
+                     (json_int_t)record->refused, "move", id_format(&record->move, move), "peer", peer);
 }
 
-static int peer_from_json(const json_t *json, struct epoch_record *record)
+static int peer_from_json(const json_t *json, struct epoch_record *record, struct err *err)
 {
-    const char *name = json_str(json, "name", ""), *address = json_str(json, "address", "");
-    uint64_t port = json_u64(json, "port", UINT64_MAX);
+    const char *name, *address, *fingerprint;
+    uint64_t port;
+    int r = json_get_string(json, "name", "peer", &name, err);
+    if (r < 0 || (r = json_get_string(json, "address", "peer", &address, err)) < 0 ||
+        (r = json_get_string(json, "fingerprint", "peer", &fingerprint, err)) < 0 ||
+        (r = json_get_u64(json, "port", "peer", &port, err)) < 0)
+        return r;
     if (snprintf(record->peer.name, sizeof record->peer.name, "%s", name) >= (int)sizeof record->peer.name ||
-        snprintf(record->peer.address, sizeof record->peer.address, "%s", address) >= (int)sizeof record->peer.address ||
-        port > UINT16_MAX)
-        return -EINVAL;
+        snprintf(record->peer.address, sizeof record->peer.address, "%s", address) >=
+            (int)sizeof record->peer.address ||
+        port > UINT16_MAX || fingerprint_parse(fingerprint, &record->peer.fingerprint) < 0)
+        return err_set(err, EINVAL, "\"peer\" makes no sense");
     record->peer.port = (uint16_t)port;
-    return hex_parse(json_str(json, "fingerprint", ""), record->peer.fingerprint.bytes, HASH_SIZE);
+    return 0;
 }
 
-static int record_from_json(const json_t *json, struct epoch_record *ret)
+/* Missing is `otherwise`; of another type is damage. */
+static int get_bool(const json_t *json, const char *key, bool otherwise, bool *ret, struct err *err)
 {
-    struct epoch_record record = {
-        .epoch = json_u64(json, "epoch", 0),
-        .ready = json_bool(json, "ready", false),
-        .guest_runs = json_bool(json, "guest_runs", true),
-        .forked = json_bool(json, "forked", false),
-        .refused = json_u64(json, "refused", 0),
-    };
+    const json_t *member = json_object_get(json, key);
+    if (member && !json_is_boolean(member))
+        return err_set(err, EINVAL, "\"%s\" must be true or false", key);
+    *ret = member ? json_is_true(member) : otherwise;
+    return 0;
+}
+
+static int numbers_from_json(const json_t *json, struct epoch_record *record, struct err *err)
+{
+    int r = json_get_u64(json, "epoch", "record", &record->epoch, err);
+    if (r == 0 && json_object_get(json, "refused"))
+        r = json_get_u64(json, "refused", "record", &record->refused, err);
+    if (r == 0)
+        r = json_get_id(json, "move", "record", &record->move, err);
+    if (r == 0 && (record->epoch > EPOCH_MAX || record->refused > EPOCH_MAX))
+        r = err_set(err, EINVAL, "no epoch is that large");
+    return r;
+}
+
+static int record_from_json(const json_t *json, struct epoch_record *ret, struct err *err)
+{
+    struct epoch_record record = {0};
     const json_t *peer = json_object_get(json, "peer");
-    if (strcmp(json_str(json, "format", ""), EPOCH_FORMAT) != 0 || role_parse(json_str(json, "role", ""), &record.role) < 0 ||
-        id_parse(json_str(json, "move", ""), &record.move) < 0 || (peer && peer_from_json(peer, &record) < 0))
-        return -EINVAL;
+    if (strcmp(json_str(json, "format", ""), EPOCH_FORMAT) != 0)
+        return err_set(err, EINVAL, "\"format\" is not \"%s\"", EPOCH_FORMAT);
+    if (role_parse(json_str(json, "role", ""), &record.role) < 0)
+        return err_set(err, EINVAL, "\"role\" is none that there is");
+    int r = numbers_from_json(json, &record, err);
+    if (r < 0 || (r = get_bool(json, "ready", false, &record.ready, err)) < 0 ||
+        (r = get_bool(json, "guest_runs", true, &record.guest_runs, err)) < 0 ||
+        (r = get_bool(json, "forked", false, &record.forked, err)) < 0 ||
+        (peer && (r = peer_from_json(peer, &record, err)) < 0))
+        return r;
+    bool asks = record.role == EPOCH_COMMITTED || (record.role == EPOCH_ARRIVING && record.ready);
+    if (asks && !has_peer(&record))
+        return err_set(err, EINVAL, "it does not say which host the other one is");
     *ret = record;
     return 0;
 }
@@ -106,10 +147,20 @@ int epoch_open(const char *vm_dir, struct epoch **ret, struct err *err)
     _cleanup_(epoch_cleanup) struct epoch *epoch = NULL;
     _cleanup_json_ json_t *json = NULL;
     int r = epoch_new(vm_dir, &epoch, err);
-    if (r < 0 || (r = json_read_file(epoch->path, &json, err)) == -ENOENT)
+    if (r < 0)
         return r;
-    if (r < 0 || record_from_json(json, &epoch->record) < 0) {
-        err_set(err, EBADMSG, "%s is damaged: it cannot be told which host may run this VM", epoch->path);
+    /* What could not be read is not damaged: that error stays as it is. */
+    void *text = NULL;
+    size_t size;
+    r = file_load(epoch->path, JSON_MAX_SIZE, &text, &size, err);
+    if (r < 0)
+        return r;
+    struct err why = ERR_NONE;
+    r = json_parse(text, size, "record", &json, &why);
+    free(text);
+    if (r < 0 || (r = record_from_json(json, &epoch->record, &why)) < 0) {
+        err_set(err, EBADMSG, "%s is damaged (%.200s): it cannot be told which host may run this VM", epoch->path,
+                why.text);
         return err_hint(err, "find out on which host the VM ran last, then write that host's file anew by hand "
                              "(docs/formats.md, \"epoch.json\")");
     }
@@ -123,6 +174,8 @@ int epoch_create(const char *vm_dir, const struct epoch_record *first, struct ep
     int r = epoch_new(vm_dir, &epoch, err);
     if (r < 0)
         return r;
+    if (access(epoch->path, F_OK) == 0)
+        return err_set(err, EEXIST, "%s is there already", epoch->path);
     r = epoch_set(epoch, first, err);
     if (r < 0)
         return r;
@@ -146,8 +199,14 @@ int epoch_set(struct epoch *epoch, const struct epoch_record *record, struct err
     if (record->epoch < epoch->record.epoch && epoch->record.role != EPOCH_ARRIVING)
         return err_set(err, EINVAL, "the epoch cannot go back from %llu to %llu",
                        (unsigned long long)epoch->record.epoch, (unsigned long long)record->epoch);
+    if (record->refused < epoch->record.refused)
+        return err_set(err, EINVAL, "what was refused stays refused");
+    if (record->epoch > EPOCH_MAX || record->refused > EPOCH_MAX)
+        return err_set(err, EINVAL, "no epoch is as large as %llu", (unsigned long long)record->epoch);
     struct epoch_record new = *record; /* `record` may be the one inside `epoch` */
     _cleanup_json_ json_t *json = record_to_json(&new);
+    if (!json)
+        return err_set(err, EINVAL, "the epoch record cannot be written as JSON: the peer's name is not UTF-8");
     int r = json_write_file(epoch->path, json, 0600, err);
     if (r < 0)
         return r;

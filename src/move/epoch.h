@@ -19,6 +19,8 @@
 #include <stdbool.h>
 #include <stdint.h>
 
+#define EPOCH_MAX (UINT64_C(1) << 62) /* JSON's integers have a sign */
+
 enum epoch_role { EPOCH_OWNER = 1, EPOCH_COMMITTED, EPOCH_REPLICA, EPOCH_ARRIVING };
 
 struct epoch_record {
@@ -40,11 +42,13 @@ struct epoch_record {
 /* The record in memory and its file. One thread at a time. */
 struct epoch;
 
-/* -ENOENT when the folder has none (epoch_create makes one). A damaged file is -EBADMSG: never guessed. */
+/* -ENOENT when the folder has none (epoch_create makes one; -EEXIST when there is one). A damaged file is -EBADMSG:
+ * nothing in it is ever guessed. */
 int epoch_open(const char *vm_dir, struct epoch **ret, struct err *err);
 int epoch_create(const char *vm_dir, const struct epoch_record *first, struct epoch **ret, struct err *err);
 void epoch_free(struct epoch *epoch);
 const struct epoch_record *epoch_get(const struct epoch *epoch);
-/* Durable before it returns; on failure the old record holds in memory and on disk. The epoch never shrinks (-EINVAL). */
+/* Durable before it returns; on failure the old record holds in memory and on disk. Neither `epoch`
+ * (but from ARRIVING) nor `refused` ever shrinks (-EINVAL). */
 int epoch_set(struct epoch *epoch, const struct epoch_record *record, struct err *err);
 const char *epoch_role_name(enum epoch_role role);

@@ -13,6 +13,7 @@
 #define QUEUE_DEFAULT (1u << 20)
 #define READ_SIZE (64u << 10)
 #define SEND_SLICE (64u << 10)
+#define TURN 64 /* reads, and writes, before the other direction has its turn */
 #define PING_NS NSEC_PER_SEC
 
 /* A queued frame: the header is written right before the payload, so that both leave in one piece. */
@@ -30,7 +31,10 @@ struct link {
     int wake; /* eventfd: the queue or `stopping` has changed */
 
     pthread_mutex_t lock; /* guards what follows; never held across I/O or a callback */
-    pthread_cond_t room;  /* the queue has shrunk, or the link has ended */
+    pthread_cond_t room;  /* the queue has shrunk, the link has ended, or the last user has left */
+    unsigned users;       /* threads inside link_send or link_drain: waited for before all this is freed */
+    pthread_t self;       /* the link's thread, once `running` */
+    bool running;
     struct packet *first, **last;
     size_t queued;
     uint64_t epoch;
@@ -82,6 +86,33 @@ static int failure(const struct link *link, struct err *err)
     return err_set(err, ECONNRESET, "the connection was closed");
 }
 
+/* These three with the lock held. */
+static void enter(struct link *link)
+{
+    link->users++;
+}
+
+static void leave(struct link *link)
+{
+    if (--link->users == 0)
+        pthread_cond_broadcast(&link->room);
+}
+
+static void append(struct link *link, enum frame_type type, struct packet *packet)
+{
+    struct frame frame = {
+        .type = type,
+        .length = (uint32_t)(packet->size - FRAME_HEADER_SIZE),
+        .vm = link->options.vm,
+        .epoch = link->epoch,
+    };
+    frame_encode(&frame, packet->bytes);
+    *link->last = packet;
+    link->last = &packet->next;
+    link->queued += packet->size;
+    wake(link);
+}
+
 int link_send_buffer(struct link *link, enum frame_type type, uint8_t *payload, size_t size, struct err *err)
 {
     assert(size <= FRAME_MAX_PAYLOAD);
@@ -90,22 +121,19 @@ int link_send_buffer(struct link *link, enum frame_type type, uint8_t *payload, 
     packet->size = FRAME_HEADER_SIZE + size;
 
     pthread_mutex_lock(&link->lock);
-    while (!link->ended && !link->stopping && link->queued > link->options.queue_bytes)
+    enter(link);
+    /* The link's own thread (a callback that answers, a ping) may not wait for room that only it can make. */
+    bool own = link->running && pthread_equal(link->self, pthread_self());
+    while (!own && !link->ended && !link->stopping && link->queued > link->options.queue_bytes)
         pthread_cond_wait(&link->room, &link->lock);
-    if (link->ended || link->stopping) {
-        int r = failure(link, err);
-        pthread_mutex_unlock(&link->lock);
-        free(packet);
-        return r;
-    }
-    struct frame frame = {.type = type, .length = (uint32_t)size, .vm = link->options.vm, .epoch = link->epoch};
-    frame_encode(&frame, packet->bytes);
-    *link->last = packet;
-    link->last = &packet->next;
-    link->queued += packet->size;
+    int r = link->ended || link->stopping ? failure(link, err) : 0;
+    if (r == 0)
+        append(link, type, packet);
+    leave(link);
     pthread_mutex_unlock(&link->lock);
-    wake(link);
-    return 0;
+    if (r < 0)
+        free(packet);
+    return r;
 }
 
 int link_send(struct link *link, enum frame_type type, const void *head, size_t head_size, const void *body, size_t body_size,
@@ -145,12 +173,14 @@ int link_drain(struct link *link, int64_t deadline, struct err *err)
     struct timespec until = {.tv_sec = deadline / NSEC_PER_SEC, .tv_nsec = deadline % NSEC_PER_SEC};
     int timed_out = 0, r = 0;
     pthread_mutex_lock(&link->lock);
+    enter(link);
     while (link->queued && !link->ended && !timed_out)
         timed_out = pthread_cond_timedwait(&link->room, &link->lock, &until);
     if (link->queued && link->ended)
         r = failure(link, err);
     else if (link->queued)
         r = err_set(err, ETIMEDOUT, "the peer does not read");
+    leave(link);
     pthread_mutex_unlock(&link->lock);
     return r;
 }
@@ -186,22 +216,30 @@ static void drop_first(struct link *link)
     link->sent = 0;
 }
 
-/* Sends what the budget and the socket allow. 1: blocked (socket or budget), 0: the queue is empty. What the budget granted and
- * the socket did not take stays granted: TLS wants a blocked write repeated with no fewer bytes. */
+enum send_result { SEND_EMPTY, SEND_BLOCKED, SEND_MORE };
+
+/* Sends what the budget and the socket allow, one turn at most: the queue may be filled as fast as it is emptied.
+ * BLOCKED is by socket or budget. What the budget granted and the socket did not take stays granted: TLS wants a
+ * blocked write repeated with no fewer bytes. */
 static int send_some(struct link *link, struct err *err)
 {
     link->budget_wait = 0;
-    for (struct packet *packet; (packet = first_packet(link));) {
+    struct packet *packet;
+    for (int writes = 0; (packet = first_packet(link)); writes++) {
+        if (writes == TURN)
+            return SEND_MORE;
         if (!link->granted) {
             link->granted = MIN(packet->size - link->sent, (size_t)SEND_SLICE);
             if (link->options.budget)
                 link->granted = budget_take(link->options.budget, link->granted, &link->budget_wait);
         }
-        if (!link->granted)
-            return 1;
+        if (!link->granted) {
+            link->last_progress = clock_now(); /* our own limit holds us up, not the peer */
+            return SEND_BLOCKED;
+        }
         ssize_t n = tls_write(link->tls, packet->bytes + link->sent, link->granted);
         if (n == -EAGAIN)
-            return 1;
+            return SEND_BLOCKED;
         if (n <= 0)
             return err_sys(err, n ? (int)-n : ECONNRESET, "sending to the peer");
         link->last_progress = clock_now();
@@ -210,7 +248,7 @@ static int send_some(struct link *link, struct err *err)
         if (link->sent == packet->size)
             drop_first(link);
     }
-    return 0;
+    return SEND_EMPTY;
 }
 
 static bool outdated(struct link *link, const struct frame *frame)
@@ -228,13 +266,15 @@ static int take_frame(struct link *link, struct err *err)
     link->in_used = 0;
     if (link->in_frame.type == FRAME_PING || outdated(link, &link->in_frame))
         return 0;
-    return link->handler.frame(link->handler.arg, link, &link->in_frame, link->in + FRAME_HEADER_SIZE, err);
+    int r = link->handler.frame(link->handler.arg, link, &link->in_frame, link->in + FRAME_HEADER_SIZE, err);
+    link->last_heard = clock_now(); /* while the callback took its time nobody listened */
+    return r;
 }
 
 /* 1: nothing more to read now, or enough for one turn (sending must not starve); 0: the peer closed in order. */
 static int receive_some(struct link *link, struct err *err)
 {
-    for (int reads = 0; reads < 64; reads++) {
+    for (int reads = 0; reads < TURN; reads++) {
         size_t whole = FRAME_HEADER_SIZE + (link->in_header ? link->in_frame.length : 0);
         ssize_t n = tls_read(link->tls, link->in + link->in_used, MIN(whole - link->in_used, (size_t)READ_SIZE));
         if (n == -EAGAIN)
@@ -274,7 +314,7 @@ static int check_alive(struct link *link, struct err *err)
     return 0;
 }
 
-/* A quiet link says that it lives. Never waits for room: a queue with anything in it is proof enough. */
+/* A quiet link says that it lives; a queue with anything in it is proof enough. */
 static int ping_if_quiet(struct link *link, int64_t *last_ping, struct err *err)
 {
     if (clock_now() - *last_ping < PING_NS || first_packet(link))
@@ -283,13 +323,13 @@ static int ping_if_quiet(struct link *link, int64_t *last_ping, struct err *err)
     return link_send(link, FRAME_PING, NULL, 0, NULL, 0, err);
 }
 
-static void wait_work(struct link *link, bool blocked, int timeout_ms)
+static void wait_work(struct link *link, int sent, int timeout_ms)
 {
     struct pollfd fds[2] = {
         {.fd = tls_socket(link->tls), .events = tls_read_events(link->tls)},
         {.fd = link->wake, .events = POLLIN},
     };
-    if (blocked && link->budget_wait == 0)
+    if (sent == SEND_BLOCKED && link->budget_wait == 0)
         fds[0].events |= tls_write_events(link->tls);
     if (link->budget_wait > 0) {
         struct timespec t = {.tv_nsec = (long)MIN(link->budget_wait, NSEC_PER_SEC - 1)};
@@ -327,15 +367,19 @@ static void *link_run(void *arg)
     struct err err = ERR_NONE;
     int64_t last_ping = clock_now();
     link->last_heard = link->last_progress = last_ping;
+    pthread_mutex_lock(&link->lock);
+    link->self = pthread_self();
+    link->running = true;
+    pthread_mutex_unlock(&link->lock);
     while (!stop_wanted(link)) {
         int received = receive_some(link, &err);
         if (received <= 0)
             break;
-        int blocked = send_some(link, &err);
-        if (blocked < 0 || check_alive(link, &err) < 0 || ping_if_quiet(link, &last_ping, &err) < 0)
+        int sent = send_some(link, &err);
+        if (sent < 0 || check_alive(link, &err) < 0 || ping_if_quiet(link, &last_ping, &err) < 0)
             break;
-        if (!tls_pending(link->tls))
-            wait_work(link, blocked == 1, 250);
+        if (!tls_pending(link->tls) && sent != SEND_MORE)
+            wait_work(link, sent, 250);
     }
     end(link, &err);
     return NULL;
@@ -411,5 +455,9 @@ void link_free(struct link *link)
         return;
     link_stop(link);
     pthread_join(link->thread, NULL);
+    pthread_mutex_lock(&link->lock);
+    while (link->users)
+        pthread_cond_wait(&link->room, &link->lock);
+    pthread_mutex_unlock(&link->lock);
     link_release(link);
 }

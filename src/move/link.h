@@ -2,7 +2,8 @@
  *
  * link: one TLS connection of a move, with a thread of its own that alone touches the TLS session. Others put
  * frames into its bounded queue (and wait while that is full: back-pressure) and get frames by a callback on
- * the link's thread; while the callback blocks, nothing is read (back-pressure the other way).
+ * the link's thread; while the callback blocks, nothing is read (back-pressure the other way). A callback that
+ * answers on its own link never waits.
  *
  * A link is alive while bytes arrive: a quiet one sends FRAME_PING every second, and one with `heartbeat` that heard
  * nothing for `stall_ms`, or any that could not send for as long, is closed with -ETIMEDOUT. After any failure every
@@ -56,5 +57,6 @@ int link_drain(struct link *link, int64_t deadline, struct err *err);
 size_t link_queued(struct link *link);
 /* Ends the thread as soon as it looks; does not wait. */
 void link_stop(struct link *link);
-/* Stops, joins, frees. Not from the link's own callback. */
+/* Stops, joins, waits until threads that are inside link_send or link_drain have left with an error, frees. No call
+ * may begin afterwards. Not from the link's own callback. */
 void link_free(struct link *link);

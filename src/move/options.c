@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #include "base/json.h"
+#include "base/macro.h"
 #include "move/move.h"
 #include "move/session.h"
 
@@ -24,9 +25,44 @@ static int peer_from_json(const json_t *json, struct move_peer *ret, struct err 
     return 0;
 }
 
+#define MAX_MSEC UINT64_C(31536000000) /* a year; as nanoseconds it fits well */
+#define MIN_BANDWIDTH 65536u           /* slower than the heartbeats need */
+
+/* A member that is missing keeps its default; one of another type would be taken for missing, and a move be made that
+ * nobody asked for. */
+static int check_types(const json_t *json, struct err *err)
+{
+    static const char *const numbers[] = {"bandwidth", "max_blackout_ms", "timeout_ms", "connections"};
+    for (size_t i = 0; i < ARRAY_SIZE(numbers); i++) {
+        const json_t *member = json_object_get(json, numbers[i]);
+        if (member && (!json_is_integer(member) || json_integer_value(member) < 0))
+            return err_set(err, EINVAL, "move: \"%s\" must be a whole number, not negative", numbers[i]);
+    }
+    const json_t *dry_run = json_object_get(json, "dry_run"), *on_timeout = json_object_get(json, "on_timeout");
+    if (dry_run && !json_is_boolean(dry_run))
+        return err_set(err, EINVAL, "move: \"dry_run\" must be true or false");
+    if (on_timeout && !json_is_string(on_timeout))
+        return err_set(err, EINVAL, "move: \"on_timeout\" must be a string");
+    return 0;
+}
+
+static int check_ranges(const struct move_options *options, uint64_t connections, struct err *err)
+{
+    if (connections < 1 || connections > MOVE_MAX_CONNECTIONS)
+        return err_set(err, EINVAL, "connections must be 1 to %d", MOVE_MAX_CONNECTIONS);
+    if (options->timeout_ms > MAX_MSEC || options->max_blackout_ms > MAX_MSEC)
+        return err_set(err, EINVAL, "timeout_ms and max_blackout_ms must be at most a year");
+    if (options->bandwidth && options->bandwidth < MIN_BANDWIDTH)
+        return err_set(err, EINVAL, "bandwidth must be 0 (no limit) or at least %u bytes per second", MIN_BANDWIDTH);
+    return 0;
+}
+
 int move_options_from_json(const json_t *json, struct move_options *ret, struct err *err)
 {
     json_t *peer;
+    int r = check_types(json, err);
+    if (r < 0)
+        return r;
     struct move_options options = {
         .dry_run = json_bool(json, "dry_run", false),
         .bandwidth = json_u64(json, "bandwidth", 0),
@@ -35,12 +71,13 @@ int move_options_from_json(const json_t *json, struct move_options *ret, struct 
     };
     uint64_t connections = json_u64(json, "connections", 2);
     const char *on_timeout = json_str(json, "on_timeout", "cancel");
-    int r = json_get_object(json, "peer", "move", &peer, err);
+    r = json_get_object(json, "peer", "move", &peer, err);
     if (r < 0 || (r = peer_from_json(peer, &options.peer, err)) < 0 ||
         (r = json_get_id(json, "move", "move", &options.move, err)) < 0)
         return r;
-    if (connections < 1 || connections > MOVE_MAX_CONNECTIONS)
-        return err_set(err, EINVAL, "connections must be 1 to %d", MOVE_MAX_CONNECTIONS);
+    r = check_ranges(&options, connections, err);
+    if (r < 0)
+        return r;
     if (strcmp(on_timeout, "cancel") != 0 && strcmp(on_timeout, "pause") != 0)
         return err_set(err, EINVAL, "on_timeout must be \"cancel\" or \"pause\", not \"%s\"", on_timeout);
     options.connections = (unsigned)connections;

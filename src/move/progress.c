@@ -8,6 +8,7 @@
 #include <stdio.h>
 
 #define RATE_WINDOW_NS NSEC_PER_SEC
+#define MAX_ETA_MSEC INT64_C(31536000000) /* a year says no more than "never" */
 
 struct progress {
     pthread_mutex_t lock;
@@ -130,7 +131,8 @@ static json_t *eta_json(const struct progress *progress)
     double gain = progress->rate - (double)n->dirty_rate;
     if (progress->outcome != MOVE_RUNNING || gain <= 0)
         return json_null();
-    return json_integer((json_int_t)((double)left / gain * 1000));
+    double msec = (double)left / gain * 1000;
+    return msec < (double)MAX_ETA_MSEC ? json_integer((json_int_t)msec) : json_null();
 }
 
 json_t *progress_json(struct progress *progress, const char *role)

@@ -9,6 +9,7 @@
 #include <string.h>
 
 #define MAX_MAIL 64
+#define LAST_WORDS_NS (300 * NSEC_PER_MSEC) /* from a broken connection to the error frame on another */
 #define MAIL_PATIENCE_NS (5 * NSEC_PER_SEC) /* less than the peer's, which hears no ping meanwhile */
 
 int session_init(struct session *session, uint64_t bandwidth, struct err *err)
@@ -37,20 +38,27 @@ static struct mail *take_first(struct session *session)
     return mail;
 }
 
-void session_reset(struct session *session)
+void session_stop(struct session *session)
 {
     link_stop(session->control);
     for (unsigned i = 0; i < session->data_count; i++)
         link_stop(session->data[i]);
-    link_free(session->control);
+}
+
+/* The control link goes last: what a data link's thread meets it reports there. */
+void session_reset(struct session *session)
+{
+    session_stop(session);
     for (unsigned i = 0; i < session->data_count; i++)
-        link_free(session->data[i]);
-    session->control = NULL;
+        link_free(TAKE_PTR(session->data[i]));
     session->data_count = 0;
+    link_free(TAKE_PTR(session->control));
+    pthread_mutex_lock(&session->lock);
     for (struct mail *mail; (mail = take_first(session));)
         free(mail);
     session->lost = ERR_NONE;
     session->peer_failed = false;
+    pthread_mutex_unlock(&session->lock);
 }
 
 void session_done(struct session *session)
@@ -107,6 +115,7 @@ void session_lost(struct session *session, const struct err *err)
     pthread_mutex_lock(&session->lock);
     if (!session->lost.code) {
         session->lost = *err;
+        session->lost_at = clock_now();
         if (!err->code)
             err_set(&session->lost, ECONNRESET, "the peer closed the connection");
     }
@@ -121,24 +130,31 @@ void session_wake(struct session *session)
     pthread_mutex_unlock(&session->lock);
 }
 
-void session_cancel(struct session *session)
+bool session_cancel(struct session *session)
 {
     pthread_mutex_lock(&session->lock);
-    session->cancelled = true;
+    bool in_time = !session->decided;
+    session->cancelled = in_time;
     pthread_cond_broadcast(&session->changed);
     pthread_mutex_unlock(&session->lock);
+    return in_time;
 }
 
 void session_uncancel(struct session *session)
 {
     pthread_mutex_lock(&session->lock);
     session->cancelled = false;
+    session->decided = true;
     pthread_mutex_unlock(&session->lock);
 }
 
-/* With the lock held. An error that the peer sent explains more than the broken link after it, so mail goes first. */
+/* With the lock held. An error that the peer sent explains more than the broken link after it: mail goes first, and
+ * what may still come on another connection has a moment to do so. */
 static int check_locked(struct session *session, struct err *err)
 {
+    while (session->lost.code && !session->first && !session->cancelled && !session->peer_failed &&
+           clock_now() < session->lost_at + LAST_WORDS_NS)
+        wait_until(session, session->lost_at + LAST_WORDS_NS);
     if (session->cancelled)
         return err_set(err, ECANCELED, "cancelled");
     if (session->first && session->first->frame.type == FRAME_ERROR) {
@@ -205,6 +221,15 @@ int session_check(struct session *session, struct err *err)
 {
     pthread_mutex_lock(&session->lock);
     int r = check_locked(session, err);
+    pthread_mutex_unlock(&session->lock);
+    return r;
+}
+
+int session_decide(struct session *session, struct err *err)
+{
+    pthread_mutex_lock(&session->lock);
+    int r = check_locked(session, err);
+    session->decided = session->decided || r == 0;
     pthread_mutex_unlock(&session->lock);
     return r;
 }

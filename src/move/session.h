@@ -31,7 +31,9 @@ struct session {
     struct mail *first, **last;
     struct err lost;  /* code 0 = all links are well */
     bool peer_failed; /* `lost` is the peer's own error: it has rolled back by itself */
+    int64_t lost_at;  /* clock_now() of that */
     bool cancelled, cancel_heard;
+    bool decided;     /* the commit: a cancel changes nothing any more */
     struct link *control;
     struct link *data[MOVE_MAX_CONNECTIONS];
     unsigned data_count;
@@ -42,6 +44,8 @@ struct session {
 int session_init(struct session *session, uint64_t bandwidth, struct err *err);
 /* Stops and joins all links, drops what lies in the mailbox. */
 void session_done(struct session *session);
+/* Stops all links without joining them: whoever waits inside link_send comes back. Before relay_join. */
+void session_stop(struct session *session);
 /* Drops links and mail of a broken connection, so that another may be made (after the commit). */
 void session_reset(struct session *session);
 
@@ -53,9 +57,12 @@ int session_post(struct session *session, struct link *link, const struct frame 
 void session_lost(struct session *session, const struct err *err);
 /* Wakes the walker to look at whatever state was changed. */
 void session_wake(struct session *session);
-void session_cancel(struct session *session);
+/* false: it is too late, the commit has been decided. */
+bool session_cancel(struct session *session);
 /* From here on a cancel changes nothing: the commit has been decided. */
 void session_uncancel(struct session *session);
+/* The same in one step with session_check: 0 and decided, or why the move cannot go on (a cancel too), undecided. */
+int session_decide(struct session *session, struct err *err);
 
 /* The next frame, which must be of `type`, before `deadline`. The caller frees it. -ETIMEDOUT, -ECANCELED, -EPROTO on
  * another type, the peer's own error, or why the link broke. */
