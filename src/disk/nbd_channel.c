@@ -7,15 +7,16 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <poll.h>
-#include <sched.h>
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/socket.h>
 #include <sys/uio.h>
 
 #define LOOK_NSEC (INT64_C(50) * 1000) /* about what a sleep and a wake-up cost on a virtual machine */
-#define SHORT_SLEEP_NSEC (INT64_C(100) * 1000) /* a sleep, with its wake-up, that a look would have spared \
-                                                */
+#define SHORT_SLEEPS 4
+#define SHORT_SLEEP_NSEC                                                              \
+    (INT64_C(100) * 1000) /* a sleep, with its wake-up, that a look would have spared \
+                           */
 
 int nbd_channel_init(struct nbd_channel *channel, int fd)
 {
@@ -45,35 +46,34 @@ static int wait_until(struct nbd_channel *channel, short events)
     return n == 0 ? -ETIMEDOUT : 0;
 }
 
-/* Looks for bytes for LOOK_NSEC without sleeping; gives the processor to whoever else wants it meanwhile,
- * most likely the client that was just woken on it. Returns what recv(2) does. */
+/* Looks for bytes for LOOK_NSEC without sleeping. Returns what recv(2) does. */
 static ssize_t look_again(struct nbd_channel *channel, void *data, size_t size)
 {
     int64_t end = clock_now() + LOOK_NSEC;
     ssize_t n;
-    do {
-        sched_yield();
+    do
         n = recv(channel->fd, data, size, MSG_DONTWAIT);
-    } while (n < 0 && errno == EAGAIN && clock_now() < end);
+    while (n < 0 && errno == EAGAIN && clock_now() < end);
     return n;
 }
 
 /* recv(2) for the transmission phase. At queue depth 1 most of a request's time is two sleeps and wake-ups,
- * the client's and ours; ours is saved while the client keeps answering quickly. One that pauses pays for no
- * more than one vain look. */
+ * the client's and ours; ours is saved while the client answers quickly. A look in vain (the client pauses,
+ * or it waits for this very processor) is not repeated before some sleeps have been short again. */
 static ssize_t receive_eagerly(struct nbd_channel *channel, void *data, size_t size)
 {
     ssize_t n = recv(channel->fd, data, size, MSG_DONTWAIT);
     if (n >= 0 || errno != EAGAIN)
         return n;
-    if (channel->eager) {
+    if (channel->short_sleeps >= SHORT_SLEEPS) {
         n = look_again(channel, data, size);
         if (n >= 0 || errno != EAGAIN)
             return n;
+        channel->short_sleeps = 0;
     }
     int64_t begin = clock_now();
     n = recv(channel->fd, data, size, 0);
-    channel->eager = clock_now() - begin < SHORT_SLEEP_NSEC;
+    channel->short_sleeps = clock_now() - begin < SHORT_SLEEP_NSEC ? channel->short_sleeps + 1 : 0;
     return n;
 }
 

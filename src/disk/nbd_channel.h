@@ -6,7 +6,6 @@
  */
 #pragma once
 
-#include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 
@@ -19,7 +18,7 @@ struct nbd_channel {
     size_t rx_begin, rx_end;
     uint8_t *tx; /* NBD_BUFFER_SIZE bytes; the first tx_end wait to be sent */
     size_t tx_end;
-    bool eager; /* the last bytes came so soon that looking again beats going to sleep */
+    unsigned short_sleeps; /* so many waits in a row were short: looking again would have beaten sleeping */
 };
 
 int nbd_channel_init(struct nbd_channel *channel, int fd);
