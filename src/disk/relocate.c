@@ -6,19 +6,19 @@
 #include <errno.h>
 #include <string.h>
 
-/* The state is two regions: blocks below `cursor` are good up to `reached`, the rest up to `base`. A round moves
- * `cursor` through the disk. At its end the first region is all, and becomes the next round's base.
+/* The state is two regions: blocks below `cursor` are good up to `reached`, the rest up to `base`. A round
+ * moves `cursor` through the disk. At its end the first region is all, and becomes the next round's base.
  *
- * A new round that begins in the middle of another has three regions for a while: [0, turn) good up to the old
- * round's generation, [turn, end) up to `base`. Both still have to be walked, so the walk starts anew at 0 with
- * `turn` as the border. */
+ * A new round that begins in the middle of another has three regions for a while: [0, turn) good up to the
+ * old round's generation, [turn, end) up to `base`. Both still have to be walked, so the walk starts anew at
+ * 0 with `turn` as the border. */
 struct relocate {
     struct disk *disk;
     uint64_t blocks;
     uint32_t base, reached; /* good up to, at and after / before `turn` */
     uint64_t turn;
-    uint32_t sealed; /* the round's generation; 0 = no round yet */
-    uint64_t next;   /* the walk: everything below is good up to `sealed` */
+    uint32_t sealed;         /* the round's generation; 0 = no round yet */
+    uint64_t next;           /* the walk: everything below is good up to `sealed` */
     struct disk_range *fork; /* in blocks: offset and size count blocks here */
     size_t fork_count, fork_at;
 
@@ -27,8 +27,8 @@ struct relocate {
     bool extent_hole;
 };
 
-int relocate_new(struct disk *disk, const struct lineage_base *base, const struct disk_range *fork, size_t fork_count,
-                 struct relocate **ret, struct err *err)
+int relocate_new(struct disk *disk, const struct lineage_base *base, const struct disk_range *fork,
+                 size_t fork_count, struct relocate **ret, struct err *err)
 {
     struct relocate *relocate = calloc(1, sizeof *relocate);
     struct disk_range *copy = calloc(fork_count + 1, sizeof *copy);
@@ -72,8 +72,8 @@ void relocate_round(struct relocate *relocate, uint32_t sealed)
         relocate->reached = relocate->sealed;
         relocate->turn = relocate->next;
     }
-    /* Else the walk was still inside the first region: [0, next) is good up to `sealed`, [next, turn) up to the older
-     * `reached`. Taking `reached` for both sends a little twice, never too little. */
+    /* Else the walk was still inside the first region: [0, next) is good up to `sealed`, [next, turn) up to
+     * the older `reached`. Taking `reached` for both sends a little twice, never too little. */
     relocate->sealed = sealed;
     relocate->next = 0;
     relocate->fork_at = 0;
@@ -89,7 +89,8 @@ static uint32_t good_upto(const struct relocate *relocate, uint64_t block)
 static bool next_written(const struct relocate *relocate, uint64_t from, uint64_t max, struct disk_run *ret)
 {
     while (from < relocate->blocks) {
-        bool found = disk_next_run(relocate->disk, from, good_upto(relocate, from), relocate->sealed, max, ret);
+        bool found =
+            disk_next_run(relocate->disk, from, good_upto(relocate, from), relocate->sealed, max, ret);
         if (from >= relocate->turn)
             return found;
         if (found && ret->block < relocate->turn) {
@@ -115,7 +116,8 @@ static bool next_forked(struct relocate *relocate, uint64_t from, uint64_t max, 
         return false;
     struct disk_run numbered;
     *ret = (struct disk_run){.block = block, .count = MIN(end - block, max)};
-    if (!disk_next_run(relocate->disk, block, 0, relocate->sealed, max, &numbered) || numbered.block >= block + ret->count)
+    if (!disk_next_run(relocate->disk, block, 0, relocate->sealed, max, &numbered) ||
+        numbered.block >= block + ret->count)
         return true;
     if (numbered.block > block) {
         ret->count = numbered.block - block;
@@ -158,8 +160,8 @@ static int cut_at_hole(struct relocate *relocate, struct disk_run *run, bool *re
         uint64_t whole = (offset + extent.length) / DISK_BLOCK;
         /* An extent that ends inside a block leaves that block to be read. */
         relocate->extent_hole = extent.hole && whole > run->block;
-        relocate->extent_end = MAX(offset + extent.length >= disk_size(relocate->disk) ? relocate->blocks : whole,
-                                   run->block + 1);
+        relocate->extent_end = MAX(
+            offset + extent.length >= disk_size(relocate->disk) ? relocate->blocks : whole, run->block + 1);
     }
     run->count = MIN(run->count, relocate->extent_end - run->block);
     *ret_hole = relocate->extent_hole;
@@ -186,7 +188,8 @@ static void cut_at_zero(const uint8_t *data, struct relocate_piece *piece)
     piece->size = MIN(piece->size, block * (size_t)DISK_BLOCK);
 }
 
-int relocate_next(struct relocate *relocate, void *data, size_t capacity, struct relocate_piece *ret, struct err *err)
+int relocate_next(struct relocate *relocate, void *data, size_t capacity, struct relocate_piece *ret,
+                  struct err *err)
 {
     struct relocate_piece piece = {0};
     bool hole;
@@ -225,11 +228,13 @@ static uint64_t fork_blocks(const struct relocate *relocate)
 }
 
 /* Blocks with numbers in (above, upto] within [from, end). */
-static uint64_t count_between(const struct relocate *relocate, uint64_t from, uint64_t end, uint32_t above, uint32_t upto)
+static uint64_t count_between(const struct relocate *relocate, uint64_t from, uint64_t end, uint32_t above,
+                              uint32_t upto)
 {
     uint64_t count = 0;
     struct disk_run run;
-    while (from < end && disk_next_run(relocate->disk, from, above, upto, UINT32_MAX, &run) && run.block < end) {
+    while (from < end && disk_next_run(relocate->disk, from, above, upto, UINT32_MAX, &run) &&
+           run.block < end) {
         count += MIN(run.count, end - run.block);
         from = run.block + run.count;
     }
@@ -240,7 +245,8 @@ uint64_t relocate_remaining(const struct relocate *relocate)
 {
     uint64_t turn = MAX(relocate->next, MIN(relocate->turn, relocate->blocks));
     return count_between(relocate, relocate->next, turn, relocate->reached, relocate->sealed) +
-           count_between(relocate, turn, relocate->blocks, relocate->base, relocate->sealed) + fork_blocks(relocate);
+           count_between(relocate, turn, relocate->blocks, relocate->base, relocate->sealed) +
+           fork_blocks(relocate);
 }
 
 uint64_t relocate_pending(const struct relocate *relocate, uint32_t upto)

@@ -12,6 +12,7 @@
 #include <string.h>
 #include <sys/eventfd.h>
 #include <sys/socket.h>
+#include <sys/stat.h>
 #include <sys/un.h>
 
 #define RELAY_CHUNK (128u << 10)
@@ -65,27 +66,35 @@ static void *relay_run(void *arg)
 {
     struct relay *relay = arg;
     char *chunk = malloc(RELAY_CHUNK);
+    bool by_us = true; /* the end; QEMU's own may be of one direction only */
     while (chunk && accept_qemu(relay) && wait_input(relay, relay->socket)) {
         ssize_t n = read(relay->socket, chunk, RELAY_CHUNK);
         if (n < 0 && errno == EINTR)
             continue;
+        by_us = n > 0;
         if (n <= 0)
             break;
         atomic_fetch_add(&relay->bytes, (uint64_t)n);
         if (relay->forward(relay->arg, chunk, (size_t)n) < 0)
             break;
     }
+    /* When nobody takes QEMU's bytes any more it must see a broken connection, not a full one. */
+    int fd = atomic_load(&relay->socket);
+    if (fd >= 0 && by_us)
+        shutdown(fd, SHUT_RDWR);
     free(chunk);
     relay->forward(relay->arg, NULL, 0);
     return NULL;
 }
 
-static int relay_new(int listener, int socket, const char *path, relay_forward_fn *forward, void *arg, struct relay **ret,
-                     struct err *err)
+static int relay_new(int listener, int socket, const char *path, relay_forward_fn *forward, void *arg,
+                     struct relay **ret, struct err *err)
 {
     struct relay *relay = calloc(1, sizeof *relay);
     if (!relay) {
         close(listener >= 0 ? listener : socket);
+        if (listener >= 0)
+            unlink(path);
         return err_set(err, ENOMEM, "out of memory");
     }
     relay->listener = listener;
@@ -104,7 +113,8 @@ static int relay_new(int listener, int socket, const char *path, relay_forward_f
     return 0;
 }
 
-int relay_listen(const char *path, uid_t uid, relay_forward_fn *forward, void *arg, struct relay **ret, struct err *err)
+int relay_listen(const char *path, uid_t uid, relay_forward_fn *forward, void *arg, struct relay **ret,
+                 struct err *err)
 {
     struct sockaddr_un address;
     int r = address_of(path, &address, err);
@@ -112,9 +122,14 @@ int relay_listen(const char *path, uid_t uid, relay_forward_fn *forward, void *a
         return r;
     _cleanup_close_ int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
     unlink(path);
-    if (fd < 0 || bind(fd, (struct sockaddr *)&address, sizeof address) < 0 || chown(path, uid, (gid_t)-1) < 0 ||
-        listen(fd, 1) < 0)
-        return err_sys(err, errno, "cannot listen for QEMU at %s", path);
+    /* Nobody can connect before listen(2): the file's mode and owner are right by then, whatever the umask.
+     */
+    if (fd < 0 || bind(fd, (struct sockaddr *)&address, sizeof address) < 0 || chmod(path, 0600) < 0 ||
+        chown(path, uid, (gid_t)-1) < 0 || listen(fd, 1) < 0) {
+        r = err_sys(err, errno, "cannot listen for QEMU at %s", address.sun_path);
+        unlink(path);
+        return r;
+    }
     return relay_new(TAKE_FD(fd), -1, path, forward, arg, ret, err);
 }
 
@@ -161,14 +176,20 @@ void relay_stop(struct relay *relay)
         shutdown(fd, SHUT_RDWR);
 }
 
+void relay_join(struct relay *relay)
+{
+    if (!relay || !relay->started)
+        return;
+    relay_stop(relay);
+    pthread_join(relay->thread, NULL);
+    relay->started = false;
+}
+
 void relay_free(struct relay *relay)
 {
     if (!relay)
         return;
-    if (relay->started) {
-        relay_stop(relay);
-        pthread_join(relay->thread, NULL);
-    }
+    relay_join(relay);
     if (relay->listener >= 0) {
         close(relay->listener);
         unlink(relay->path);

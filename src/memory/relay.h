@@ -21,19 +21,25 @@
 
 struct relay;
 
-/* Takes bytes read from QEMU; called on the relay's thread. `data` NULL: QEMU closed its end (once, last). A negative
- * return ends the relay. */
+/* Takes bytes read from QEMU; called on the relay's thread. `data` NULL: QEMU closed its end (once, last). A
+ * negative return ends the relay. */
 typedef int relay_forward_fn(void *arg, const void *data, size_t size);
 
-/* Listens at `path` for QEMU's single connection (the file is readable for `uid` only); accepting and reading go on in the background. */
-int relay_listen(const char *path, uid_t uid, relay_forward_fn *forward, void *arg, struct relay **ret, struct err *err);
+/* Listens at `path` for QEMU's single connection (the file is readable for `uid` only); accepting and reading
+ * go on in the background. */
+int relay_listen(const char *path, uid_t uid, relay_forward_fn *forward, void *arg, struct relay **ret,
+                 struct err *err);
 /* Connects to the socket at `path` where QEMU listens. */
-int relay_connect(const char *path, relay_forward_fn *forward, void *arg, struct relay **ret, struct err *err);
+int relay_connect(const char *path, relay_forward_fn *forward, void *arg, struct relay **ret,
+                  struct err *err);
 /* -EPIPE when QEMU is gone. */
 int relay_write(struct relay *relay, const void *data, size_t size, struct err *err);
 /* Bytes that went from QEMU to `forward`. */
 uint64_t relay_bytes(const struct relay *relay);
 /* Wakes and ends both directions (callable while another thread is inside relay_write). */
 void relay_stop(struct relay *relay);
-/* Stops, joins, frees. */
+/* Stops, and returns once `forward` will not be called any more (what it waits for must have been ended).
+ * relay_write stays callable, and fails. */
+void relay_join(struct relay *relay);
+/* Joins, frees. */
 void relay_free(struct relay *relay);

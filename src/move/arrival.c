@@ -175,7 +175,7 @@ static int on_frame(void *arg, struct link *link, const struct frame *frame, con
     case FRAME_STREAM:
         if (!arrival->receiving)
             return err_set(err, EPROTO, "memory came before QEMU was ready for it");
-        return relay_write(arrival->relay, payload, frame->length, err);
+        return relay_write(arrival->session.relay, payload, frame->length, err);
     case FRAME_PROBE:
         return on_probe(link, frame, payload, err);
     case FRAME_PROGRESS:
@@ -306,8 +306,6 @@ static void *arrival_thread(void *arg)
         arrival->why = err;
         pthread_mutex_unlock(&arrival->lock);
     }
-    if (arrival->relay)
-        relay_stop(arrival->relay);
     session_reset(&arrival->session);
     log_info("arrival of %s from %s: %s%s%s", arrival->config.name, arrival->source_name, here ? "the guest runs here" : "ended",
              r < 0 ? ": " : "", r < 0 ? err.text : "");
@@ -430,7 +428,6 @@ void arrival_free(struct arrival *arrival)
         pthread_join(arrival->thread, NULL);
     close_links(arrival);
     session_done(&arrival->session);
-    relay_free(arrival->relay);
     machine_free(arrival->machine);
     for (size_t i = 0; i < ARRIVAL_MAX_CLAIMS; i++)
         lineage_free(arrival->claims[i].lineage);

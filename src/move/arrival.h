@@ -11,7 +11,6 @@
  */
 #pragma once
 
-#include "memory/relay.h"
 #include "move/move.h"
 #include "move/progress.h"
 #include "move/session.h"
@@ -44,7 +43,6 @@ struct arrival {
     struct vm_config config;
     char source_name[64];
     struct machine *machine;
-    struct relay *relay;
     bool dry_run;
     bool guest_runs;
     uint32_t forked[VM_MAX_DISKS]; /* the common ancestor where our copy is a fork, else 0 */

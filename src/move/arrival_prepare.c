@@ -340,7 +340,7 @@ static int start_machine(struct arrival *arrival, struct err *err)
     if (r == 0)
         r = qemu_migrate_incoming(machine_qemu(arrival->machine), err);
     snprintf(path, sizeof path, "%s/incoming.sock", arrival->host->env.run_dir);
-    return r < 0 ? r : relay_connect(path, forward_back, arrival, &arrival->relay, err);
+    return r < 0 ? r : relay_connect(path, forward_back, arrival, &arrival->session.relay, err);
 }
 
 static unsigned first_claims(const json_t *list)
@@ -444,8 +444,6 @@ void arrival_unprepare(struct arrival *arrival)
     pthread_mutex_lock(&arrival->lock);
     arrival->receiving = false;
     pthread_mutex_unlock(&arrival->lock);
-    if (arrival->relay)
-        relay_stop(arrival->relay);
     session_reset(&arrival->session); /* joins the threads that write to the disks */
     if (arrival->machine) {
         if (machine_qemu(arrival->machine) && machine_stop(arrival->machine, 2000, &err) < 0)

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * budget: the bandwidth that all connections of one move share. A token bucket of 20 ms depth, so that the limit
- * holds over any fraction of a second too. Any thread.
+ * budget: the bandwidth that all connections of one move share. A token bucket of 20 ms depth, so that the
+ * limit holds over any fraction of a second too. Any thread.
  */
 #pragma once
 

@@ -208,7 +208,6 @@ void departure_free(struct departure *departure)
         return;
     pthread_join(departure->thread, NULL);
     session_done(&departure->session);
-    relay_free(departure->relay);
     for (size_t i = 0; i < VM_MAX_DISKS; i++)
         relocate_free(departure->relocate[i]);
     progress_free(departure->progress);

@@ -12,7 +12,6 @@
 #pragma once
 
 #include "disk/relocate.h"
-#include "memory/relay.h"
 #include "move/fault.h"
 #include "move/move.h"
 #include "move/progress.h"
@@ -49,7 +48,6 @@ struct departure {
     int64_t round_ended;
 
     /* Memory. */
-    struct relay *relay;
     bool migrating; /* QEMU was told to migrate */
     int futile;     /* passes over memory in a row that gained nothing */
     _Atomic int64_t stopped_at; /* clock_now() of QEMU's STOP; set by the QMP thread */

@@ -175,8 +175,6 @@ int departure_finish(struct departure *departure, struct err *err)
 {
     if (departure->session.control && link_send(departure->session.control, FRAME_FINISH, NULL, 0, NULL, 0, err) == 0)
         link_drain(departure->session.control, clock_now() + NSEC_PER_SEC, NULL);
-    if (departure->relay)
-        relay_stop(departure->relay);
     departure_show(departure);
     return become_replica(departure, err);
 }

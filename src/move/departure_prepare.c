@@ -37,7 +37,7 @@ static int on_frame(void *arg, struct link *link, const struct frame *frame, con
     struct wire_mark mark;
     switch (frame->type) {
     case FRAME_BACK:
-        return departure->relay ? relay_write(departure->relay, payload, frame->length, err) : 0;
+        return session->relay ? relay_write(session->relay, payload, frame->length, err) : 0;
     case FRAME_CANCEL:
         session->cancel_heard = true;
         session_cancel(session);
@@ -62,6 +62,13 @@ static void on_closed(void *arg, struct link *link, const struct err *err)
     session_lost(&departure->session, err);
 }
 
+/* A tenth of a second of a limited bandwidth: what is queued delays a cancel, and the switch. */
+static size_t queue_bytes(const struct departure *departure)
+{
+    uint64_t bandwidth = departure->options.bandwidth;
+    return bandwidth ? MIN(MAX(bandwidth / 10, 256 * KiB), 2 * MiB) : 2 * MiB;
+}
+
 static int open_link(struct departure *departure, bool control, int64_t deadline, struct link **ret, struct err *err)
 {
     const struct move_peer *peer = &departure->options.peer;
@@ -78,7 +85,7 @@ static int open_link(struct departure *departure, bool control, int64_t deadline
         .budget = control ? NULL : departure->session.budget,
         .heartbeat = control,
         .stall_ms = MOVE_STALL_MS,
-        .queue_bytes = control ? 0 : 2 * MiB,
+        .queue_bytes = control ? 0 : queue_bytes(departure),
     };
     struct link_handler handler = {.frame = on_frame, .closed = on_closed, .arg = departure};
     return link_start(tls, &options, &handler, ret, err);

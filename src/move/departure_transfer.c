@@ -321,7 +321,7 @@ static int start_memory(struct departure *departure, struct err *err)
 {
     char path[PATH_MAX];
     snprintf(path, sizeof path, "%s/migrate.sock", departure->host->env.run_dir);
-    int r = relay_listen(path, departure->host->env.uid, forward_stream, departure, &departure->relay, err);
+    int r = relay_listen(path, departure->host->env.uid, forward_stream, departure, &departure->session.relay, err);
     if (r < 0)
         return r;
     departure->numbers.phase = "memory";
@@ -338,7 +338,7 @@ static int watch_memory(struct departure *departure, struct err *err)
         return r;
     struct progress_numbers *numbers = &departure->numbers;
     numbers->memory_total = migration.ram_total;
-    numbers->memory_sent = relay_bytes(departure->relay);
+    numbers->memory_sent = relay_bytes(departure->session.relay);
     numbers->memory_remaining = migration.ram_remaining;
     numbers->memory_iterations = migration.iterations;
     numbers->dirty_rate = migration.dirty_rate;
@@ -437,8 +437,8 @@ void departure_untransfer(struct departure *departure)
     if (departure->migrating && qemu_migrate_cancel(machine_qemu(departure->machine), &err) < 0)
         log_warning("cannot cancel QEMU's migration: %s", err.text);
     departure->migrating = false;
-    if (departure->relay)
-        relay_stop(departure->relay);
+    if (departure->session.relay)
+        relay_stop(departure->session.relay);
 }
 
 /* --- the pause ------------------------------------------------------------------------------------------- */
@@ -481,7 +481,7 @@ int departure_pause(struct departure *departure, struct err *err)
         r = wait_completed(departure, err);
     if (r == 0)
         r = session_wait_json(&departure->session, FRAME_READY, clock_now() + PAUSE_LIMIT_NS, &ready, err);
-    departure->numbers.memory_sent = relay_bytes(departure->relay);
+    departure->numbers.memory_sent = relay_bytes(departure->session.relay);
     if (r == 0)
         departure->numbers.disk_remaining = departure->numbers.memory_remaining = 0;
     return r;

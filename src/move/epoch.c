@@ -51,8 +51,8 @@ static json_t *record_to_json(const struct epoch_record *record)
 {
     char move[ID_TEXT_SIZE], fingerprint[HASH_TEXT_SIZE];
     json_t *peer = has_peer(record)
-                       ? json_pack("{s:s, s:s, s:i, s:s}", "name", record->peer.name, "address", record->peer.address,
-                                   "port", (int)record->peer.port, "fingerprint",
+                       ? json_pack("{s:s, s:s, s:i, s:s}", "name", record->peer.name, "address",
+                                   record->peer.address, "port", (int)record->peer.port, "fingerprint",
                                    fingerprint_format(&record->peer.fingerprint, fingerprint))
                        : NULL;
     if (has_peer(record) && !peer)
@@ -159,10 +159,11 @@ int epoch_open(const char *vm_dir, struct epoch **ret, struct err *err)
     r = json_parse(text, size, "record", &json, &why);
     free(text);
     if (r < 0 || (r = record_from_json(json, &epoch->record, &why)) < 0) {
-        err_set(err, EBADMSG, "%s is damaged (%.200s): it cannot be told which host may run this VM", epoch->path,
-                why.text);
-        return err_hint(err, "find out on which host the VM ran last, then write that host's file anew by hand "
-                             "(docs/formats.md, \"epoch.json\")");
+        err_set(err, EBADMSG, "%s is damaged (%.200s): it cannot be told which host may run this VM",
+                epoch->path, why.text);
+        return err_hint(err,
+                        "find out on which host the VM ran last, then write that host's file anew by hand "
+                        "(docs/formats.md, \"epoch.json\")");
     }
     *ret = TAKE_PTR(epoch);
     return 0;
@@ -206,7 +207,8 @@ int epoch_set(struct epoch *epoch, const struct epoch_record *record, struct err
     struct epoch_record new = *record; /* `record` may be the one inside `epoch` */
     _cleanup_json_ json_t *json = record_to_json(&new);
     if (!json)
-        return err_set(err, EINVAL, "the epoch record cannot be written as JSON: the peer's name is not UTF-8");
+        return err_set(err, EINVAL,
+                       "the epoch record cannot be written as JSON: the peer's name is not UTF-8");
     int r = json_write_file(epoch->path, json, 0600, err);
     if (r < 0)
         return r;

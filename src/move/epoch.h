@@ -7,8 +7,9 @@
  *   COMMITTED  this host wrote "epoch is the peer's" and has not heard the peer's answer: the guest is paused
  *              here, and neither runs nor is dropped until the peer answers or a human decides
  *   REPLICA    the guest is elsewhere (`peer`); this copy is for deltas
- *   ARRIVING   a move to here is under way; `epoch` is what we would hold. `ready` once everything is durable here
- * `refused`: the newest epoch that this host durably refused; a commit for it is answered "refused" for ever.
+ *   ARRIVING   a move to here is under way; `epoch` is what we would hold. `ready` once everything is durable
+ * here `refused`: the newest epoch that this host durably refused; a commit for it is answered "refused" for
+ * ever.
  */
 #pragma once
 
@@ -42,8 +43,8 @@ struct epoch_record {
 /* The record in memory and its file. One thread at a time. */
 struct epoch;
 
-/* -ENOENT when the folder has none (epoch_create makes one; -EEXIST when there is one). A damaged file is -EBADMSG:
- * nothing in it is ever guessed. */
+/* -ENOENT when the folder has none (epoch_create makes one; -EEXIST when there is one). A damaged file is
+ * -EBADMSG: nothing in it is ever guessed. */
 int epoch_open(const char *vm_dir, struct epoch **ret, struct err *err);
 int epoch_create(const char *vm_dir, const struct epoch_record *first, struct epoch **ret, struct err *err);
 void epoch_free(struct epoch *epoch);

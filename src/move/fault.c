@@ -49,8 +49,8 @@ int fault_point(struct err *err, const char *format, ...)
 
     _cleanup_free_ void *text = NULL;
     size_t size;
-    if (file_load(fault_path, 256, &text, &size, NULL) < 0 || sscanf(text, "%127s %15s", wanted, action) != 2 ||
-        strcmp(wanted, point) != 0)
+    if (file_load(fault_path, 256, &text, &size, NULL) < 0 ||
+        sscanf(text, "%127s %15s", wanted, action) != 2 || strcmp(wanted, point) != 0)
         return 0;
     tell_reached(point);
     return act(point, action, err);

@@ -2,12 +2,9 @@
  *
  * fault: named points at which a test may make a move fail, so that every stage is tested with every fault.
  *
- * Off unless orai-vm was started with --faults. Then the file RUN_DIR/fault holds one line "POINT ACTION"; the
- * process that reaches POINT writes the name to RUN_DIR/fault.reached and does ACTION:
- *   hold  waits until RUN_DIR/fault is removed
- *   kill  SIGKILL to itself
- *   stop  SIGSTOP to itself
- *   fail  the stage fails with -EIO
+ * Off unless orai-vm was started with --faults. Then the file RUN_DIR/fault holds one line "POINT ACTION";
+ * the process that reaches POINT writes the name to RUN_DIR/fault.reached and does ACTION: hold  waits until
+ * RUN_DIR/fault is removed kill  SIGKILL to itself stop  SIGSTOP to itself fail  the stage fails with -EIO
  */
 #pragma once
 

@@ -42,10 +42,10 @@ struct link {
     struct err error; /* why it ended */
 
     /* The thread's own. */
-    size_t sent;        /* bytes of `first` that are gone */
-    size_t granted;     /* further bytes of it that the budget has granted */
+    size_t sent;    /* bytes of `first` that are gone */
+    size_t granted; /* further bytes of it that the budget has granted */
     int64_t last_heard, last_progress, budget_wait;
-    uint8_t *in;        /* one frame: header and payload */
+    uint8_t *in; /* one frame: header and payload */
     size_t in_used;
     struct frame in_frame;
     bool in_header;
@@ -136,8 +136,8 @@ int link_send_buffer(struct link *link, enum frame_type type, uint8_t *payload, 
     return r;
 }
 
-int link_send(struct link *link, enum frame_type type, const void *head, size_t head_size, const void *body, size_t body_size,
-              struct err *err)
+int link_send(struct link *link, enum frame_type type, const void *head, size_t head_size, const void *body,
+              size_t body_size, struct err *err)
 {
     uint8_t *payload = link_buffer(head_size + body_size);
     if (!payload)
@@ -218,9 +218,9 @@ static void drop_first(struct link *link)
 
 enum send_result { SEND_EMPTY, SEND_BLOCKED, SEND_MORE };
 
-/* Sends what the budget and the socket allow, one turn at most: the queue may be filled as fast as it is emptied.
- * BLOCKED is by socket or budget. What the budget granted and the socket did not take stays granted: TLS wants a
- * blocked write repeated with no fewer bytes. */
+/* Sends what the budget and the socket allow, one turn at most: the queue may be filled as fast as it is
+ * emptied. BLOCKED is by socket or budget. What the budget granted and the socket did not take stays granted:
+ * TLS wants a blocked write repeated with no fewer bytes. */
 static int send_some(struct link *link, struct err *err)
 {
     link->budget_wait = 0;
@@ -271,12 +271,14 @@ static int take_frame(struct link *link, struct err *err)
     return r;
 }
 
-/* 1: nothing more to read now, or enough for one turn (sending must not starve); 0: the peer closed in order. */
+/* 1: nothing more to read now, or enough for one turn (sending must not starve); 0: the peer closed in order.
+ */
 static int receive_some(struct link *link, struct err *err)
 {
     for (int reads = 0; reads < TURN; reads++) {
         size_t whole = FRAME_HEADER_SIZE + (link->in_header ? link->in_frame.length : 0);
-        ssize_t n = tls_read(link->tls, link->in + link->in_used, MIN(whole - link->in_used, (size_t)READ_SIZE));
+        ssize_t n =
+            tls_read(link->tls, link->in + link->in_used, MIN(whole - link->in_used, (size_t)READ_SIZE));
         if (n == -EAGAIN)
             return 1;
         if (n == 0)
@@ -307,7 +309,8 @@ static int check_alive(struct link *link, struct err *err)
     if (!first_packet(link))
         link->last_progress = MAX(link->last_progress, now - PING_NS);
     if (link->options.heartbeat && now - link->last_heard > stall)
-        return err_set(err, ETIMEDOUT, "heard nothing from the peer for %.1f s", (double)(now - link->last_heard) / NSEC_PER_SEC);
+        return err_set(err, ETIMEDOUT, "heard nothing from the peer for %.1f s",
+                       (double)(now - link->last_heard) / NSEC_PER_SEC);
     if (first_packet(link) && now - link->last_progress > stall + PING_NS)
         return err_set(err, ETIMEDOUT, "could send nothing to the peer for %.1f s",
                        (double)(now - link->last_progress) / NSEC_PER_SEC);
@@ -385,7 +388,8 @@ static void *link_run(void *arg)
     return NULL;
 }
 
-static struct link *link_alloc(struct tls *tls, const struct link_options *options, const struct link_handler *handler)
+static struct link *link_alloc(struct tls *tls, const struct link_options *options,
+                               const struct link_handler *handler)
 {
     struct link *link = calloc(1, sizeof *link);
     if (!link)
@@ -421,8 +425,8 @@ static void link_release(struct link *link)
     free(link);
 }
 
-int link_start(struct tls *tls, const struct link_options *options, const struct link_handler *handler, struct link **ret,
-               struct err *err)
+int link_start(struct tls *tls, const struct link_options *options, const struct link_handler *handler,
+               struct link **ret, struct err *err)
 {
     struct link *link = link_alloc(tls, options, handler);
     if (!link) {

@@ -28,8 +28,8 @@ static int peer_from_json(const json_t *json, struct move_peer *ret, struct err 
 #define MAX_MSEC UINT64_C(31536000000) /* a year; as nanoseconds it fits well */
 #define MIN_BANDWIDTH 65536u           /* slower than the heartbeats need */
 
-/* A member that is missing keeps its default; one of another type would be taken for missing, and a move be made that
- * nobody asked for. */
+/* A member that is missing keeps its default; one of another type would be taken for missing, and a move be
+ * made that nobody asked for. */
 static int check_types(const json_t *json, struct err *err)
 {
     static const char *const numbers[] = {"bandwidth", "max_blackout_ms", "timeout_ms", "connections"};
@@ -38,7 +38,8 @@ static int check_types(const json_t *json, struct err *err)
         if (member && (!json_is_integer(member) || json_integer_value(member) < 0))
             return err_set(err, EINVAL, "move: \"%s\" must be a whole number, not negative", numbers[i]);
     }
-    const json_t *dry_run = json_object_get(json, "dry_run"), *on_timeout = json_object_get(json, "on_timeout");
+    const json_t *dry_run = json_object_get(json, "dry_run"),
+                 *on_timeout = json_object_get(json, "on_timeout");
     if (dry_run && !json_is_boolean(dry_run))
         return err_set(err, EINVAL, "move: \"dry_run\" must be true or false");
     if (on_timeout && !json_is_string(on_timeout))
@@ -53,7 +54,8 @@ static int check_ranges(const struct move_options *options, uint64_t connections
     if (options->timeout_ms > MAX_MSEC || options->max_blackout_ms > MAX_MSEC)
         return err_set(err, EINVAL, "timeout_ms and max_blackout_ms must be at most a year");
     if (options->bandwidth && options->bandwidth < MIN_BANDWIDTH)
-        return err_set(err, EINVAL, "bandwidth must be 0 (no limit) or at least %u bytes per second", MIN_BANDWIDTH);
+        return err_set(err, EINVAL, "bandwidth must be 0 (no limit) or at least %u bytes per second",
+                       MIN_BANDWIDTH);
     return 0;
 }
 

@@ -38,7 +38,8 @@ const char *move_outcome_name(enum move_outcome outcome)
     return outcome_names[outcome];
 }
 
-struct progress *progress_new(const struct id *move, const char *vm, const char *from, const char *to, bool dry_run)
+struct progress *progress_new(const struct id *move, const char *vm, const char *from, const char *to,
+                              bool dry_run)
 {
     struct progress *progress = calloc(1, sizeof *progress);
     if (!progress)
@@ -71,7 +72,8 @@ void progress_set(struct progress *progress, const struct progress_numbers *numb
     int64_t now = clock_now(), elapsed = now - progress->window_began;
     uint64_t bytes = numbers->disk_sent + numbers->memory_sent;
     if (elapsed >= RATE_WINDOW_NS || (progress->rate == 0 && elapsed >= RATE_WINDOW_NS / 5)) {
-        progress->rate = (double)(bytes - MIN(bytes, progress->window_bytes)) * NSEC_PER_SEC / (double)elapsed;
+        progress->rate =
+            (double)(bytes - MIN(bytes, progress->window_bytes)) * NSEC_PER_SEC / (double)elapsed;
         progress->window_began = now;
         progress->window_bytes = bytes;
     }
@@ -119,8 +121,8 @@ static json_t *prediction_json(const struct prediction *p)
                                                (json_int_t)p->disks[i].bytes, "base", p->disks[i].base));
     return json_pack("{s:f, s:I, s:I, s:I, s:I, s:f, s:o}", "seconds", p->seconds, "blackout_ms",
                      (json_int_t)p->blackout_ms, "disk_bytes", (json_int_t)p->disk_bytes, "memory_bytes",
-                     (json_int_t)p->memory_bytes, "link_bytes_per_second", (json_int_t)p->link_rate, "rtt_ms", p->rtt_ms,
-                     "disks", disks);
+                     (json_int_t)p->memory_bytes, "link_bytes_per_second", (json_int_t)p->link_rate, "rtt_ms",
+                     p->rtt_ms, "disks", disks);
 }
 
 /* Milliseconds to the end of the phase at today's rate, or null. */
@@ -140,19 +142,21 @@ json_t *progress_json(struct progress *progress, const char *role)
     pthread_mutex_lock(&progress->lock);
     const struct progress_numbers *n = &progress->now;
     int64_t end = progress->ended ? progress->ended : clock_now();
-    json_t *json = json_pack(
-        "{s:s, s:s, s:s, s:s, s:s, s:s, s:s, s:s, s:b}", "move", progress->move, "vm", progress->vm, "from", progress->from,
-        "to", progress->to, "role", role, "stage", n->stage, "phase", n->phase, "state",
-        move_outcome_name(progress->outcome), "dry_run", progress->dry_run);
+    json_t *json =
+        json_pack("{s:s, s:s, s:s, s:s, s:s, s:s, s:s, s:s, s:b}", "move", progress->move, "vm", progress->vm,
+                  "from", progress->from, "to", progress->to, "role", role, "stage", n->stage, "phase",
+                  n->phase, "state", move_outcome_name(progress->outcome), "dry_run", progress->dry_run);
     json_object_set_new(json, "disk",
                         json_pack("{s:I, s:I, s:I, s:I, s:I, s:s}", "total_bytes",
-                                  (json_int_t)(n->disk_sent + n->disk_remaining), "sent_bytes", (json_int_t)n->disk_sent,
-                                  "remaining_bytes", (json_int_t)n->disk_remaining, "round", (json_int_t)n->disk_rounds,
-                                  "full_bytes", (json_int_t)n->disk_full, "base", n->disk_base));
+                                  (json_int_t)(n->disk_sent + n->disk_remaining), "sent_bytes",
+                                  (json_int_t)n->disk_sent, "remaining_bytes", (json_int_t)n->disk_remaining,
+                                  "round", (json_int_t)n->disk_rounds, "full_bytes", (json_int_t)n->disk_full,
+                                  "base", n->disk_base));
     json_object_set_new(json, "memory",
-                        json_pack("{s:I, s:I, s:I, s:I}", "total_bytes", (json_int_t)n->memory_total, "sent_bytes",
-                                  (json_int_t)n->memory_sent, "remaining_bytes", (json_int_t)n->memory_remaining,
-                                  "iteration", (json_int_t)n->memory_iterations));
+                        json_pack("{s:I, s:I, s:I, s:I}", "total_bytes", (json_int_t)n->memory_total,
+                                  "sent_bytes", (json_int_t)n->memory_sent, "remaining_bytes",
+                                  (json_int_t)n->memory_remaining, "iteration",
+                                  (json_int_t)n->memory_iterations));
     json_object_set_new(json, "rate", json_integer((json_int_t)progress->rate));
     json_object_set_new(json, "dirty_rate", json_integer((json_int_t)n->dirty_rate));
     json_object_set_new(json, "eta_ms", eta_json(progress));

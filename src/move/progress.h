@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * progress: what a move shows to people, as one JSON object ("move status", docs/protocol.md). The walker and the
- * link threads count; whoever asks gets a snapshot. Rates are taken over the last second.
+ * progress: what a move shows to people, as one JSON object ("move status", docs/protocol.md). The walker and
+ * the link threads count; whoever asks gets a snapshot. Rates are taken over the last second.
  */
 #pragma once
 
@@ -41,7 +41,8 @@ struct progress_numbers {
 
 struct progress;
 
-struct progress *progress_new(const struct id *move, const char *vm, const char *from, const char *to, bool dry_run);
+struct progress *progress_new(const struct id *move, const char *vm, const char *from, const char *to,
+                              bool dry_run);
 void progress_free(struct progress *progress);
 /* Replaces the numbers; recomputes the rate. */
 void progress_set(struct progress *progress, const struct progress_numbers *numbers);

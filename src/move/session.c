@@ -48,11 +48,15 @@ void session_stop(struct session *session)
 /* The control link goes last: what a data link's thread meets it reports there. */
 void session_reset(struct session *session)
 {
+    /* Relay and links call into each other: all are stopped, then the relay's thread ends, then the links', and what
+     * they used is freed last. */
     session_stop(session);
+    relay_join(session->relay);
     for (unsigned i = 0; i < session->data_count; i++)
         link_free(TAKE_PTR(session->data[i]));
     session->data_count = 0;
     link_free(TAKE_PTR(session->control));
+    relay_free(TAKE_PTR(session->relay));
     pthread_mutex_lock(&session->lock);
     for (struct mail *mail; (mail = take_first(session));)
         free(mail);
@@ -83,8 +87,8 @@ static int count_mail(const struct session *session)
     return count;
 }
 
-int session_post(struct session *session, struct link *link, const struct frame *frame, const uint8_t *payload,
-                 struct err *err)
+int session_post(struct session *session, struct link *link, const struct frame *frame,
+                 const uint8_t *payload, struct err *err)
 {
     struct mail *mail = malloc(sizeof *mail + frame->length + 1);
     if (!mail)
@@ -148,8 +152,8 @@ void session_uncancel(struct session *session)
     pthread_mutex_unlock(&session->lock);
 }
 
-/* With the lock held. An error that the peer sent explains more than the broken link after it: mail goes first, and
- * what may still come on another connection has a moment to do so. */
+/* With the lock held. An error that the peer sent explains more than the broken link after it: mail goes
+ * first, and what may still come on another connection has a moment to do so. */
 static int check_locked(struct session *session, struct err *err)
 {
     while (session->lost.code && !session->first && !session->cancelled && !session->peer_failed &&
@@ -160,7 +164,8 @@ static int check_locked(struct session *session, struct err *err)
     if (session->first && session->first->frame.type == FRAME_ERROR) {
         struct mail *mail = take_first(session);
         _cleanup_json_ json_t *json = NULL;
-        if (json_parse((char *)mail->payload, mail->frame.length, "the peer's error", &json, &session->lost) == 0)
+        if (json_parse((char *)mail->payload, mail->frame.length, "the peer's error", &json,
+                       &session->lost) == 0)
             err_from_json(json, &session->lost);
         session->peer_failed = true;
         free(mail);
@@ -188,17 +193,19 @@ int session_next(struct session *session, int64_t deadline, struct mail **ret, s
     return r;
 }
 
-int session_wait(struct session *session, enum frame_type type, int64_t deadline, struct mail **ret, struct err *err)
+int session_wait(struct session *session, enum frame_type type, int64_t deadline, struct mail **ret,
+                 struct err *err)
 {
     struct mail *mail;
     int r = session_next(session, deadline, &mail, err);
     if (r == -EAGAIN)
-        return err_set(err, ETIMEDOUT, "the peer did not answer in time (waiting for \"%s\")", frame_type_name(type));
+        return err_set(err, ETIMEDOUT, "the peer did not answer in time (waiting for \"%s\")",
+                       frame_type_name(type));
     if (r < 0)
         return r;
     if (mail->frame.type != type) {
-        r = err_set(err, EPROTO, "the peer sent \"%s\" where \"%s\" was due", frame_type_name(mail->frame.type),
-                    frame_type_name(type));
+        r = err_set(err, EPROTO, "the peer sent \"%s\" where \"%s\" was due",
+                    frame_type_name(mail->frame.type), frame_type_name(type));
         free(mail);
         return r;
     }
@@ -206,7 +213,8 @@ int session_wait(struct session *session, enum frame_type type, int64_t deadline
     return 0;
 }
 
-int session_wait_json(struct session *session, enum frame_type type, int64_t deadline, json_t **ret, struct err *err)
+int session_wait_json(struct session *session, enum frame_type type, int64_t deadline, json_t **ret,
+                      struct err *err)
 {
     struct mail *mail;
     int r = session_wait(session, type, deadline, &mail, err);

@@ -8,13 +8,14 @@
  */
 #pragma once
 
+#include "memory/relay.h"
 #include "move/budget.h"
 #include "move/link.h"
 
 #include <pthread.h>
 
 #define MOVE_MAX_CONNECTIONS 8
-#define MOVE_STALL_MS 8000  /* silence after which a peer counts as gone */
+#define MOVE_STALL_MS 8000   /* silence after which a peer counts as gone */
 #define MOVE_ANSWER_MS 30000 /* for answers that take the peer some work */
 #define MOVE_OPEN_MS 1800000 /* a copy of the base image is made, perhaps on a slow disk */
 
@@ -33,10 +34,11 @@ struct session {
     bool peer_failed; /* `lost` is the peer's own error: it has rolled back by itself */
     int64_t lost_at;  /* clock_now() of that */
     bool cancelled, cancel_heard;
-    bool decided;     /* the commit: a cancel changes nothing any more */
+    bool decided; /* the commit: a cancel changes nothing any more */
     struct link *control;
     struct link *data[MOVE_MAX_CONNECTIONS];
     unsigned data_count;
+    struct relay *relay; /* QEMU's stream: its thread sends on data[0], links' threads write to it */
     struct budget *budget;
     uint32_t marked; /* source: newest mark that the destination made durable */
 };
@@ -49,10 +51,10 @@ void session_stop(struct session *session);
 /* Drops links and mail of a broken connection, so that another may be made (after the commit). */
 void session_reset(struct session *session);
 
-/* For link callbacks: keeps a copy of the frame for the walker. Waits a little while 64 lie there unread (files may come
- * faster than they are written), then -EMSGSIZE. */
-int session_post(struct session *session, struct link *link, const struct frame *frame, const uint8_t *payload,
-                 struct err *err);
+/* For link callbacks: keeps a copy of the frame for the walker. Waits a little while 64 lie there unread
+ * (files may come faster than they are written), then -EMSGSIZE. */
+int session_post(struct session *session, struct link *link, const struct frame *frame,
+                 const uint8_t *payload, struct err *err);
 /* A link has ended; err->code 0 = the peer closed it. */
 void session_lost(struct session *session, const struct err *err);
 /* Wakes the walker to look at whatever state was changed. */
@@ -61,16 +63,19 @@ void session_wake(struct session *session);
 bool session_cancel(struct session *session);
 /* From here on a cancel changes nothing: the commit has been decided. */
 void session_uncancel(struct session *session);
-/* The same in one step with session_check: 0 and decided, or why the move cannot go on (a cancel too), undecided. */
+/* The same in one step with session_check: 0 and decided, or why the move cannot go on (a cancel too),
+ * undecided. */
 int session_decide(struct session *session, struct err *err);
 
-/* The next frame, which must be of `type`, before `deadline`. The caller frees it. -ETIMEDOUT, -ECANCELED, -EPROTO on
- * another type, the peer's own error, or why the link broke. */
-int session_wait(struct session *session, enum frame_type type, int64_t deadline, struct mail **ret, struct err *err);
+/* The next frame, which must be of `type`, before `deadline`. The caller frees it. -ETIMEDOUT, -ECANCELED,
+ * -EPROTO on another type, the peer's own error, or why the link broke. */
+int session_wait(struct session *session, enum frame_type type, int64_t deadline, struct mail **ret,
+                 struct err *err);
 /* As session_wait, with any type. -EAGAIN (no error text) when `deadline` passes. */
 int session_next(struct session *session, int64_t deadline, struct mail **ret, struct err *err);
 /* session_wait for a JSON frame, parsed. */
-int session_wait_json(struct session *session, enum frame_type type, int64_t deadline, json_t **ret, struct err *err);
+int session_wait_json(struct session *session, enum frame_type type, int64_t deadline, json_t **ret,
+                      struct err *err);
 /* Waits until `deadline` or a wake; 0, or why the move cannot go on. */
 int session_nap(struct session *session, int64_t deadline, struct err *err);
 /* 0, or why the move cannot go on. */

@@ -14,14 +14,14 @@
 static const char magic[4] = {'O', 'R', 'F', '1'};
 
 static const char *const type_names[] = {
-    [FRAME_HELLO] = "hello",       [FRAME_PING] = "ping",       [FRAME_ERROR] = "error",
-    [FRAME_PREPARE] = "prepare",   [FRAME_PREPARED] = "prepared", [FRAME_LINEAGE] = "lineage",
-    [FRAME_FILE] = "file",         [FRAME_BASE] = "base",       [FRAME_FORK] = "fork",
-    [FRAME_OPENED] = "opened",     [FRAME_RUN] = "run",         [FRAME_MARK] = "mark",
-    [FRAME_MARKED] = "marked",     [FRAME_STREAM] = "stream",   [FRAME_BACK] = "back",
-    [FRAME_PROBE] = "probe",       [FRAME_PROBED] = "probed",   [FRAME_READY] = "ready",
-    [FRAME_COMMIT] = "commit",     [FRAME_RUNNING] = "running", [FRAME_REFUSED] = "refused",
-    [FRAME_FINISH] = "finish",     [FRAME_PROGRESS] = "progress", [FRAME_CANCEL] = "cancel",
+    [FRAME_HELLO] = "hello",     [FRAME_PING] = "ping",         [FRAME_ERROR] = "error",
+    [FRAME_PREPARE] = "prepare", [FRAME_PREPARED] = "prepared", [FRAME_LINEAGE] = "lineage",
+    [FRAME_FILE] = "file",       [FRAME_BASE] = "base",         [FRAME_FORK] = "fork",
+    [FRAME_OPENED] = "opened",   [FRAME_RUN] = "run",           [FRAME_MARK] = "mark",
+    [FRAME_MARKED] = "marked",   [FRAME_STREAM] = "stream",     [FRAME_BACK] = "back",
+    [FRAME_PROBE] = "probe",     [FRAME_PROBED] = "probed",     [FRAME_READY] = "ready",
+    [FRAME_COMMIT] = "commit",   [FRAME_RUNNING] = "running",   [FRAME_REFUSED] = "refused",
+    [FRAME_FINISH] = "finish",   [FRAME_PROGRESS] = "progress", [FRAME_CANCEL] = "cancel",
 };
 static_assert(sizeof type_names / sizeof *type_names == FRAME_TYPE_END, "a name for each type");
 
@@ -48,7 +48,8 @@ int frame_decode(const uint8_t bytes[FRAME_HEADER_SIZE], struct frame *ret, stru
         return err_set(err, EPROTO, "the peer sent a frame of the unknown type %u", bytes[4]);
     uint32_t length = get_le32(bytes + 8);
     if (length > FRAME_MAX_PAYLOAD)
-        return err_set(err, EPROTO, "the peer announced a frame of %u bytes, more than %u", length, FRAME_MAX_PAYLOAD);
+        return err_set(err, EPROTO, "the peer announced a frame of %u bytes, more than %u", length,
+                       FRAME_MAX_PAYLOAD);
     ret->type = (enum frame_type)bytes[4];
     ret->length = length;
     memcpy(ret->vm.bytes, bytes + 16, sizeof ret->vm.bytes);
@@ -74,15 +75,17 @@ static int check_data(const struct wire_run *run, const uint8_t *data, size_t si
         return err_set(err, EPROTO, "a zero run with %zu bytes of data", size);
     if (zero)
         return 0;
-    if (run->count > WIRE_RUN_MAX_BLOCKS || size > (size_t)run->count * BLOCK || size <= (size_t)(run->count - 1) * BLOCK)
+    if (run->count > WIRE_RUN_MAX_BLOCKS || size > (size_t)run->count * BLOCK ||
+        size <= (size_t)(run->count - 1) * BLOCK)
         return err_set(err, EPROTO, "a run of %u blocks with %zu bytes of data", run->count, size);
     if (XXH3_64bits(data, size) != run->checksum)
-        return err_set(err, EBADMSG, "block %llu of disk %u arrived damaged", (unsigned long long)run->block, run->disk);
+        return err_set(err, EBADMSG, "block %llu of disk %u arrived damaged", (unsigned long long)run->block,
+                       run->disk);
     return 0;
 }
 
-int wire_run_decode(const uint8_t *payload, size_t size, struct wire_run *ret, const uint8_t **ret_data, size_t *ret_size,
-                    struct err *err)
+int wire_run_decode(const uint8_t *payload, size_t size, struct wire_run *ret, const uint8_t **ret_data,
+                    size_t *ret_size, struct err *err)
 {
     if (size < WIRE_RUN_SIZE)
         return err_set(err, EPROTO, "a run of only %zu bytes", size);
@@ -128,8 +131,8 @@ void wire_claim_encode(const struct wire_claim *claim, uint8_t ret[WIRE_CLAIM_SI
     put_le32(ret + 4, claim->sequence);
 }
 
-int wire_claim_decode(const uint8_t *payload, size_t size, struct wire_claim *ret, const uint8_t **ret_lineage, size_t *ret_size,
-                      struct err *err)
+int wire_claim_decode(const uint8_t *payload, size_t size, struct wire_claim *ret,
+                      const uint8_t **ret_lineage, size_t *ret_size, struct err *err)
 {
     if (size < WIRE_CLAIM_SIZE || (get_le16(payload + 2) & ~(WIRE_CLAIM_FINAL | WIRE_CLAIM_LAST)))
         return err_set(err, EPROTO, "a lineage message of %zu bytes that makes no sense", size);

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * frame: the move protocol's unit on a TLS connection. Pure: encodes and decodes buffers, does no I/O; the bytes
- * are a peer's and may be anything. docs/protocol.md describes who sends what when.
+ * frame: the move protocol's unit on a TLS connection. Pure: encodes and decodes buffers, does no I/O; the
+ * bytes are a peer's and may be anything. docs/protocol.md describes who sends what when.
  *
  *    0  magic "ORF1"      8  length u32 (payload bytes)    16  vm id, 16 bytes
  *    4  type u8          12  reserved u32, 0               32  epoch u64
@@ -33,22 +33,22 @@ enum frame_type {
     FRAME_LINEAGE,   /* struct wire_claim_v1, lineage bytes; both directions */
     FRAME_FILE,      /* u16 file, u64 offset, bytes: kernel and initrd */
     FRAME_BASE,      /* JSON source -> destination: on which base the disks will be built */
-    FRAME_FORK,      /* n x (u64 block, u64 count): what the destination's fork of a disk wrote; empty = the end */
-    FRAME_OPENED,    /* JSON destination -> source: disks open, QEMU waits */
-    FRAME_RUN,       /* struct wire_run_v1, data */
-    FRAME_MARK,      /* struct wire_mark_v1, on every data connection: all before it belongs to the mark */
-    FRAME_MARKED,    /* struct wire_mark_v1 back: the mark's data is durable */
-    FRAME_STREAM,    /* QEMU's migration stream, source -> destination */
-    FRAME_BACK,      /* QEMU's return path, destination -> source */
-    FRAME_PROBE,     /* bytes to measure the link with; answered by PROBED when `last` */
-    FRAME_PROBED,    /* JSON */
-    FRAME_READY,     /* JSON destination -> source: everything durable, the guest loaded and stopped */
-    FRAME_COMMIT,    /* JSON source -> destination: the epoch is yours */
-    FRAME_RUNNING,   /* JSON destination -> source: the guest runs here */
-    FRAME_REFUSED,   /* JSON destination -> source: durably refused */
-    FRAME_FINISH,    /* source -> destination: heard */
-    FRAME_PROGRESS,  /* JSON source -> destination, for people who watch there */
-    FRAME_CANCEL,    /* destination -> source: a human cancelled there */
+    FRAME_FORK, /* n x (u64 block, u64 count): what the destination's fork of a disk wrote; empty = the end */
+    FRAME_OPENED,   /* JSON destination -> source: disks open, QEMU waits */
+    FRAME_RUN,      /* struct wire_run_v1, data */
+    FRAME_MARK,     /* struct wire_mark_v1, on every data connection: all before it belongs to the mark */
+    FRAME_MARKED,   /* struct wire_mark_v1 back: the mark's data is durable */
+    FRAME_STREAM,   /* QEMU's migration stream, source -> destination */
+    FRAME_BACK,     /* QEMU's return path, destination -> source */
+    FRAME_PROBE,    /* bytes to measure the link with; answered by PROBED when `last` */
+    FRAME_PROBED,   /* JSON */
+    FRAME_READY,    /* JSON destination -> source: everything durable, the guest loaded and stopped */
+    FRAME_COMMIT,   /* JSON source -> destination: the epoch is yours */
+    FRAME_RUNNING,  /* JSON destination -> source: the guest runs here */
+    FRAME_REFUSED,  /* JSON destination -> source: durably refused */
+    FRAME_FINISH,   /* source -> destination: heard */
+    FRAME_PROGRESS, /* JSON source -> destination, for people who watch there */
+    FRAME_CANCEL,   /* destination -> source: a human cancelled there */
     FRAME_TYPE_END
 };
 
@@ -65,7 +65,8 @@ int frame_decode(const uint8_t bytes[FRAME_HEADER_SIZE], struct frame *ret, stru
 const char *frame_type_name(enum frame_type type);
 
 /* A run of blocks with one generation number: data follows unless WIRE_RUN_ZERO.
- *   0 disk u16   2 flags u16   4 generation u32   8 block u64   16 count u32   20 reserved u32   24 XXH3-64 of the data */
+ *   0 disk u16   2 flags u16   4 generation u32   8 block u64   16 count u32   20 reserved u32   24 XXH3-64
+ * of the data */
 #define WIRE_RUN_SIZE 32
 #define WIRE_RUN_MAX_BLOCKS 64u /* with data: 256 KiB; zero runs may have any count */
 enum wire_run_flags { WIRE_RUN_ZERO = 1 };
@@ -79,10 +80,11 @@ struct wire_run {
 };
 
 void wire_run_encode(const struct wire_run *run, uint8_t ret[WIRE_RUN_SIZE]);
-/* `payload` is the whole frame's. *ret_data points into it (NULL for zero runs). Only the last block of a disk may be short: the
- * data is (count - 1) * 4096 + 1 to count * 4096 bytes long; ret_size says how long. Checks the checksum (-EBADMSG). */
-int wire_run_decode(const uint8_t *payload, size_t size, struct wire_run *ret, const uint8_t **ret_data, size_t *ret_size,
-                    struct err *err);
+/* `payload` is the whole frame's. *ret_data points into it (NULL for zero runs). Only the last block of a
+ * disk may be short: the data is (count - 1) * 4096 + 1 to count * 4096 bytes long; ret_size says how long.
+ * Checks the checksum (-EBADMSG). */
+int wire_run_decode(const uint8_t *payload, size_t size, struct wire_run *ret, const uint8_t **ret_data,
+                    size_t *ret_size, struct err *err);
 
 /* A mark: all runs sent before it on this connection count for it.
  *   0 sequence u32   4 flags u32 */
@@ -93,9 +95,9 @@ struct wire_mark {
 void wire_mark_encode(const struct wire_mark *mark, uint8_t ret[WIRE_MARK_SIZE]);
 int wire_mark_decode(const uint8_t *payload, size_t size, struct wire_mark *ret, struct err *err);
 
-/* A lineage on its way: what a copy is (destination -> source, sequence 0), or what it may claim to be once the mark
- * `sequence` is durable (source -> destination; 0 = from now on).
- *   0 disk u16   2 flags u16   4 sequence u32   8 lineage bytes (disk/lineage.h) */
+/* A lineage on its way: what a copy is (destination -> source, sequence 0), or what it may claim to be once
+ * the mark `sequence` is durable (source -> destination; 0 = from now on). 0 disk u16   2 flags u16   4
+ * sequence u32   8 lineage bytes (disk/lineage.h) */
 #define WIRE_CLAIM_SIZE 8
 enum wire_claim_flags {
     WIRE_CLAIM_FINAL = 1, /* the hand-over's: nothing comes after this mark */
@@ -107,5 +109,5 @@ struct wire_claim {
 };
 void wire_claim_encode(const struct wire_claim *claim, uint8_t ret[WIRE_CLAIM_SIZE]);
 /* *ret_lineage points into `payload`. */
-int wire_claim_decode(const uint8_t *payload, size_t size, struct wire_claim *ret, const uint8_t **ret_lineage, size_t *ret_size,
-                      struct err *err);
+int wire_claim_decode(const uint8_t *payload, size_t size, struct wire_claim *ret,
+                      const uint8_t **ret_lineage, size_t *ret_size, struct err *err);
