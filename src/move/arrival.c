@@ -35,7 +35,8 @@ bool arrival_may_roll_back(const struct arrival *arrival)
     return epoch_get(arrival->epoch)->role != EPOCH_OWNER;
 }
 
-/* --- links ------------------------------------------------------------------------------------------------ */
+/* --- links ------------------------------------------------------------------------------------------------
+ */
 
 static int say_hello(struct arrival *arrival, struct link *link, struct err *err)
 {
@@ -54,8 +55,8 @@ static void assign(struct arrival *arrival, struct link *link, struct link **slo
 }
 
 /* With the lock held. 1: the walker will answer. */
-static int place(struct arrival *arrival, struct link *link, const char *role, uint64_t index, const struct id *move,
-                 struct err *err)
+static int place(struct arrival *arrival, struct link *link, const char *role, uint64_t index,
+                 const struct id *move, struct err *err)
 {
     struct session *session = &arrival->session;
     bool same = id_equal(move, &arrival->move);
@@ -76,8 +77,8 @@ static int place(struct arrival *arrival, struct link *link, const char *role, u
     return err_set(err, EBUSY, "a connection for another move, or out of turn");
 }
 
-static int on_hello(struct arrival *arrival, struct link *link, const struct frame *frame, const uint8_t *payload,
-                    struct err *err)
+static int on_hello(struct arrival *arrival, struct link *link, const struct frame *frame,
+                    const uint8_t *payload, struct err *err)
 {
     _cleanup_json_ json_t *hello = NULL;
     const char *role;
@@ -90,7 +91,8 @@ static int on_hello(struct arrival *arrival, struct link *link, const struct fra
         return r;
     link_set_epoch(link, frame->epoch);
     if (protocol != MOVE_PROTOCOL_VERSION) {
-        err_set(err, ENOTSUP, "this host speaks version %d of the move protocol, the source version %llu (Orai %s)",
+        err_set(err, ENOTSUP,
+                "this host speaks version %d of the move protocol, the source version %llu (Orai %s)",
                 MOVE_PROTOCOL_VERSION, (unsigned long long)protocol, json_str(hello, "version", "?"));
         err_where(err, arrival->host->name, "prepare");
         err_hint(err, "upgrade Orai on the older host");
@@ -105,7 +107,8 @@ static int on_hello(struct arrival *arrival, struct link *link, const struct fra
     r = place(arrival, link, role, json_u64(hello, "index", 0), &move, err);
     pthread_mutex_unlock(&arrival->lock);
     if (r == 1) {
-        session_lost(&arrival->session, &(struct err){.code = ECONNRESET, .text = "the source has connected anew"});
+        session_lost(&arrival->session,
+                     &(struct err){.code = ECONNRESET, .text = "the source has connected anew"});
         return 0;
     }
     if (r < 0)
@@ -115,14 +118,15 @@ static int on_hello(struct arrival *arrival, struct link *link, const struct fra
     return r;
 }
 
-/* Answers the source's measurement of the link: bytes, then a last frame with a byte in front that says so. */
+/* Answers the source's measurement of the link: bytes, then a last frame with a byte in front that says so.
+ */
 static int on_probe(struct link *link, const struct frame *frame, const uint8_t *payload, struct err *err)
 {
     return frame->length && payload[0] ? link_send(link, FRAME_PROBED, NULL, 0, NULL, 0, err) : 0;
 }
 
-static int on_mark(struct arrival *arrival, struct link *link, const struct frame *frame, const uint8_t *payload,
-                   struct err *err)
+static int on_mark(struct arrival *arrival, struct link *link, const struct frame *frame,
+                   const uint8_t *payload, struct err *err)
 {
     struct wire_mark mark;
     int r = wire_mark_decode(payload, frame->length, &mark, err);
@@ -161,7 +165,8 @@ static bool assigned(struct arrival *arrival, const struct link *link)
     return found;
 }
 
-static int on_frame(void *arg, struct link *link, const struct frame *frame, const uint8_t *payload, struct err *err)
+static int on_frame(void *arg, struct link *link, const struct frame *frame, const uint8_t *payload,
+                    struct err *err)
 {
     struct arrival *arrival = arg;
     if (!assigned(arrival, link))
@@ -228,7 +233,8 @@ static void *greet(void *arg)
     struct arrival *arrival = greeting->arrival;
     struct err err;
     struct tls *tls;
-    if (tls_accept(arrival->host->identity, greeting->socket, &arrival->source, clock_now() + GREET_NS, &tls, &err) < 0)
+    if (tls_accept(arrival->host->identity, greeting->socket, &arrival->source, clock_now() + GREET_NS, &tls,
+                   &err) < 0)
         log_warning("a connection for this VM was turned away: %s", err.text);
     else
         keep_link(arrival, tls);
@@ -276,7 +282,8 @@ bool arrival_take_connection(struct arrival *arrival)
     return true;
 }
 
-/* --- the thread ------------------------------------------------------------------------------------------ */
+/* --- the thread ------------------------------------------------------------------------------------------
+ */
 
 static void close_links(struct arrival *arrival)
 {
@@ -297,8 +304,8 @@ static void *arrival_thread(void *arg)
 {
     struct arrival *arrival = arg;
     struct err err = ERR_NONE;
-    int r = stages_walk_destination(arrival, arrival->resumed ? STAGE_COMMIT : STAGE_PREPARE,
-                                    STAGE_FINISH, &err);
+    int r =
+        stages_walk_destination(arrival, arrival->resumed ? STAGE_COMMIT : STAGE_PREPARE, STAGE_FINISH, &err);
     bool here = !arrival_may_roll_back(arrival);
     if (r < 0) {
         err_where(&err, arrival->host->name, NULL);
@@ -307,16 +314,16 @@ static void *arrival_thread(void *arg)
         pthread_mutex_unlock(&arrival->lock);
     }
     session_reset(&arrival->session);
-    log_info("arrival of %s from %s: %s%s%s", arrival->config.name, arrival->source_name, here ? "the guest runs here" : "ended",
-             r < 0 ? ": " : "", r < 0 ? err.text : "");
+    log_info("arrival of %s from %s: %s%s%s", arrival->config.name, arrival->source_name,
+             here ? "the guest runs here" : "ended", r < 0 ? ": " : "", r < 0 ? err.text : "");
     atomic_store(&arrival->outcome, here ? MOVE_MOVED : MOVE_STAYED);
     if (arrival->host->on_change)
         arrival->host->on_change(arrival->host->arg);
     return NULL;
 }
 
-static struct arrival *arrival_new(const struct move_host *host, const struct fingerprint *source, struct epoch *epoch,
-                                   struct err *err)
+static struct arrival *arrival_new(const struct move_host *host, const struct fingerprint *source,
+                                   struct epoch *epoch, struct err *err)
 {
     struct arrival *arrival = calloc(1, sizeof *arrival);
     if (!arrival || session_init(&arrival->session, 0, err) < 0) {
@@ -347,8 +354,8 @@ static int launch(struct arrival *arrival, struct arrival **ret, struct err *err
     return 0;
 }
 
-int arrival_start(const struct move_host *host, const struct fingerprint *source, const struct id *vm, struct epoch *epoch,
-                  struct arrival **ret, struct err *err)
+int arrival_start(const struct move_host *host, const struct fingerprint *source, const struct id *vm,
+                  struct epoch *epoch, struct arrival **ret, struct err *err)
 {
     struct arrival *arrival = arrival_new(host, source, epoch, err);
     if (!arrival)
@@ -357,8 +364,8 @@ int arrival_start(const struct move_host *host, const struct fingerprint *source
     return launch(arrival, ret, err);
 }
 
-int arrival_resume(const struct move_host *host, const struct vm_config *config, struct epoch *epoch, struct arrival **ret,
-                   struct err *err)
+int arrival_resume(const struct move_host *host, const struct vm_config *config, struct epoch *epoch,
+                   struct arrival **ret, struct err *err)
 {
     const struct epoch_record *record = epoch_get(epoch);
     struct arrival *arrival = arrival_new(host, &record->peer.fingerprint, epoch, err);
@@ -378,7 +385,8 @@ int arrival_cancel(struct arrival *arrival, struct err *err)
         return err_set(err, EALREADY, "the move is over");
     pthread_mutex_lock(&arrival->lock);
     struct link *control = arrival->session.control;
-    int r = control && !arrival->session.lost.code ? link_send(control, FRAME_CANCEL, NULL, 0, NULL, 0, err) : -ENOTCONN;
+    int r = control && !arrival->session.lost.code ? link_send(control, FRAME_CANCEL, NULL, 0, NULL, 0, err)
+                                                   : -ENOTCONN;
     pthread_mutex_unlock(&arrival->lock);
     if (r < 0) /* nobody there to ask: give up by ourselves */
         session_cancel(&arrival->session);
@@ -405,9 +413,10 @@ json_t *arrival_status(const struct arrival *constant)
     char move[ID_TEXT_SIZE];
     pthread_mutex_lock(&arrival->lock);
     json_t *json = arrival->shown ? json_deep_copy(arrival->shown)
-                                  : json_pack("{s:s, s:s, s:s, s:s, s:s, s:s, s:s}", "move", id_format(&arrival->move, move),
-                                              "vm", arrival->config.name, "from", arrival->source_name, "to",
-                                              arrival->host->name, "role", "destination", "stage", "prepare", "phase", "disk");
+                                  : json_pack("{s:s, s:s, s:s, s:s, s:s, s:s, s:s}", "move",
+                                              id_format(&arrival->move, move), "vm", arrival->config.name,
+                                              "from", arrival->source_name, "to", arrival->host->name, "role",
+                                              "destination", "stage", "prepare", "phase", "disk");
     json_object_set_new(json, "state", json_string(move_outcome_name(arrival->outcome)));
     if (arrival->why.code)
         json_object_set_new(json, "error", err_to_json(&arrival->why));

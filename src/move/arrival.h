@@ -7,7 +7,8 @@
  *   arrival_transfer.c  blocks to the disks, the stream to QEMU, marks and claims; "ready"
  *   arrival_commit.c    the commit, waiting for it over broken links, refusing it
  *
- * Threads: the walker owns everything but what is marked; link threads write blocks (disk_receive) and feed QEMU.
+ * Threads: the walker owns everything but what is marked; link threads write blocks (disk_receive) and feed
+ * QEMU.
  */
 #pragma once
 
@@ -46,17 +47,17 @@ struct arrival {
     bool dry_run;
     bool guest_runs;
     uint32_t forked[VM_MAX_DISKS]; /* the common ancestor where our copy is a fork, else 0 */
-    bool ready; /* "ready" was said: from here on only a durable refusal ends the try */
+    bool ready;                    /* "ready" was said: from here on only a durable refusal ends the try */
 
     /* Guarded by `lock`; link threads and greeters use it too. */
     pthread_mutex_t lock;
     pthread_cond_t greeters_gone;
     int greeters;
     struct link *unassigned[ARRIVAL_MAX_LINKS]; /* no hello yet, or turned away */
-    struct link *next_control;                  /* the source's new connection, while `session` still has the old one */
-    uint32_t marks[MOVE_MAX_CONNECTIONS];       /* newest mark seen on each */
-    bool receiving;                             /* disks are open: runs are welcome */
-    json_t *shown;                              /* the source's newest progress */
+    struct link *next_control; /* the source's new connection, while `session` still has the old one */
+    uint32_t marks[MOVE_MAX_CONNECTIONS]; /* newest mark seen on each */
+    bool receiving;                       /* disks are open: runs are welcome */
+    json_t *shown;                        /* the source's newest progress */
     struct err why;
 
     struct arrival_claim claims[ARRIVAL_MAX_CLAIMS];

@@ -28,7 +28,8 @@ static void on_closed(void *arg, struct link *link, const struct err *err)
     session_lost(arg, err);
 }
 
-static int on_frame(void *arg, struct link *link, const struct frame *frame, const uint8_t *payload, struct err *err)
+static int on_frame(void *arg, struct link *link, const struct frame *frame, const uint8_t *payload,
+                    struct err *err)
 {
     return session_post(arg, link, frame, payload, err);
 }
@@ -49,7 +50,8 @@ static int converse(struct answer *answer, struct session *session, struct err *
         return r;
     link_set_epoch(session->control, mail->frame.epoch);
     free(mail);
-    hello = json_pack("{s:i, s:s, s:s}", "protocol", MOVE_PROTOCOL_VERSION, "host", answer->host->name, "version", ORAI_VERSION);
+    hello = json_pack("{s:i, s:s, s:s}", "protocol", MOVE_PROTOCOL_VERSION, "host", answer->host->name,
+                      "version", ORAI_VERSION);
     uint64_t epoch;
     if ((r = link_send_json(session->control, FRAME_HELLO, hello, err)) < 0 ||
         (r = session_wait_json(session, FRAME_COMMIT, deadline, &commit, err)) < 0 ||
@@ -57,7 +59,8 @@ static int converse(struct answer *answer, struct session *session, struct err *
         return r;
     enum frame_type type = verdict(answer, epoch);
     log_info("the source asks about epoch %llu: %s", (unsigned long long)epoch, frame_type_name(type));
-    if ((r = link_send_json(session->control, type, hello, err)) < 0 || (r = link_drain(session->control, deadline, err)) < 0)
+    if ((r = link_send_json(session->control, type, hello, err)) < 0 ||
+        (r = link_drain(session->control, deadline, err)) < 0)
         return r;
     if (session_wait(session, FRAME_FINISH, deadline, &mail, err) == 0)
         free(mail);
@@ -72,8 +75,8 @@ static void *answer_thread(void *arg)
     struct tls *tls;
     int r = session_init(&session, 0, &err);
     if (r == 0)
-        r = tls_accept(answer->host->identity, answer->socket, &answer->record.peer.fingerprint, clock_now() + ANSWER_NS, &tls,
-                       &err);
+        r = tls_accept(answer->host->identity, answer->socket, &answer->record.peer.fingerprint,
+                       clock_now() + ANSWER_NS, &tls, &err);
     else
         close(answer->socket);
     if (r == 0) {
@@ -90,7 +93,8 @@ static void *answer_thread(void *arg)
     return NULL;
 }
 
-void arrival_answer(const struct move_host *host, const struct id *vm, const struct epoch_record *record, int socket)
+void arrival_answer(const struct move_host *host, const struct id *vm, const struct epoch_record *record,
+                    int socket)
 {
     struct answer *answer = malloc(sizeof *answer);
     pthread_t thread;

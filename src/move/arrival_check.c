@@ -15,11 +15,14 @@ static int check_role(const struct arrival *arrival, struct err *err)
 {
     const struct epoch_record *record = epoch_get(arrival->epoch);
     if (record->role == EPOCH_OWNER) {
-        err_set(err, EEXIST, "%s belongs to this host (epoch %llu)", arrival->config.name, (unsigned long long)record->epoch);
-        return err_hint(err, "it may run in one place only; compare: orai info %s, on both hosts", arrival->config.name);
+        err_set(err, EEXIST, "%s belongs to this host (epoch %llu)", arrival->config.name,
+                (unsigned long long)record->epoch);
+        return err_hint(err, "it may run in one place only; compare: orai info %s, on both hosts",
+                        arrival->config.name);
     }
     if (record->role == EPOCH_COMMITTED) {
-        err_set(err, EBUSY, "%s left this host for %s, which has not answered yet", arrival->config.name, record->peer.name);
+        err_set(err, EBUSY, "%s left this host for %s, which has not answered yet", arrival->config.name,
+                record->peer.name);
         return err_hint(err, "wait, or decide on this host: orai recover %s", arrival->config.name);
     }
     return 0;
@@ -35,10 +38,11 @@ static int check_qemu(const struct arrival *arrival, struct err *err)
     bool known = false;
     size_t i;
     json_t *machine;
-    json_array_foreach(host.machines, i, machine)
-        known = known || strcmp(json_string_value(machine), config->machine) == 0;
+    json_array_foreach(host.machines, i, machine) known =
+        known || strcmp(json_string_value(machine), config->machine) == 0;
     if (!known) {
-        r = err_set(err, ENOTSUP, "QEMU %s here does not have the machine type %s", host.version, config->machine);
+        r = err_set(err, ENOTSUP, "QEMU %s here does not have the machine type %s", host.version,
+                    config->machine);
         err_hint(err, "install a QEMU that has it; the machine type of a VM is chosen at its creation");
     } else if (strcmp(config->accel, "kvm") == 0 && !host.kvm) {
         r = err_set(err, ENOTSUP, "the VM needs KVM, which this host has not: %s", host.kvm_why);
@@ -53,8 +57,10 @@ static int check_network(const struct arrival *arrival, struct err *err)
     for (size_t i = 0; i < arrival->config.nic_count; i++) {
         const char *bridge = arrival->config.nics[i].bridge;
         if (bridge[0] && if_nametoindex(bridge) == 0) {
-            err_set(err, ENODEV, "the bridge %s, which network card %zu joins, is not on this host", bridge, i);
-            return err_hint(err, "make it (ip link add %s type bridge) or change \"bridge\" in the VM's vm.json", bridge);
+            err_set(err, ENODEV, "the bridge %s, which network card %zu joins, is not on this host", bridge,
+                    i);
+            return err_hint(
+                err, "make it (ip link add %s type bridge) or change \"bridge\" in the VM's vm.json", bridge);
         }
     }
     return 0;
@@ -104,8 +110,8 @@ static int check_memory(const struct arrival *arrival, struct err *err)
             break;
     if (!kib || kib * KiB >= arrival->config.memory)
         return 0;
-    err_set(err, ENOMEM, "the VM has %s of memory, this host has %s left", size_format(arrival->config.memory, need),
-            size_format(kib * KiB, have));
+    err_set(err, ENOMEM, "the VM has %s of memory, this host has %s left",
+            size_format(arrival->config.memory, need), size_format(kib * KiB, have));
     return err_hint(err, "stop or move something else there first");
 }
 

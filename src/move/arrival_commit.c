@@ -1,9 +1,10 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * The destination's last stages. After "ready" the source may commit at any moment, perhaps without our hearing of
- * it: so a broken connection ends nothing. We wait for the source to come back (arrival_take_connection) and, when it has
- * not for HOLD_NS, refuse durably: then a commit that was made in the dark is answered "refused", and the
- * guest goes on there. Taking and refusing are one durable write each to the same record, so never both.
+ * The destination's last stages. After "ready" the source may commit at any moment, perhaps without our
+ * hearing of it: so a broken connection ends nothing. We wait for the source to come back
+ * (arrival_take_connection) and, when it has not for HOLD_NS, refuse durably: then a commit that was made in
+ * the dark is answered "refused", and the guest goes on there. Taking and refusing are one durable write each
+ * to the same record, so never both.
  */
 #include "base/clock.h"
 #include "base/json.h"
@@ -38,13 +39,15 @@ int arrival_refuse(struct arrival *arrival, struct err *err)
 
 static int answer(struct arrival *arrival, enum frame_type type)
 {
-    _cleanup_json_ json_t *json = json_pack("{s:s, s:I}", "host", arrival->host->name, "epoch", (json_int_t)arrival->next_epoch);
+    _cleanup_json_ json_t *json =
+        json_pack("{s:s, s:I}", "host", arrival->host->name, "epoch", (json_int_t)arrival->next_epoch);
     struct link *control = arrival->session.control;
     int r = control ? link_send_json(control, type, json, NULL) : -ENOTCONN;
     return r < 0 ? r : link_drain(control, clock_now() + 2 * NSEC_PER_SEC, NULL);
 }
 
-/* The disks become the newest there are. Failing here loses nothing: a later start of the owner's disk does it again. */
+/* The disks become the newest there are. Failing here loses nothing: a later start of the owner's disk does
+ * it again. */
 static void own_disks(struct arrival *arrival)
 {
     struct err err;
@@ -97,7 +100,9 @@ static int on_commit(struct arrival *arrival, const struct mail *mail, struct er
         r = arrival_refuse(arrival, err);
         if (r == 0)
             answer(arrival, FRAME_REFUSED);
-        return r < 0 ? r : err_set(err, EOWNERDEAD, "QEMU on the destination ended before the guest ran: refused");
+        return r < 0
+                   ? r
+                   : err_set(err, EOWNERDEAD, "QEMU on the destination ended before the guest ran: refused");
     }
     return take(arrival, json_object_get(commit, "addresses"), err);
 }
@@ -133,8 +138,9 @@ static int wait_commit(struct arrival *arrival, struct err *err)
         if (r == -ECANCELED || clock_now() > refuse_at) {
             int refused = arrival_refuse(arrival, err);
             if (refused == 0)
-                return err_set(err, ETIMEDOUT, r == -ECANCELED ? "cancelled here: refused durably"
-                                                               : "the source did not come back: refused durably");
+                return err_set(err, ETIMEDOUT,
+                               r == -ECANCELED ? "cancelled here: refused durably"
+                                               : "the source did not come back: refused durably");
         }
         clock_sleep(50 * NSEC_PER_MSEC);
     }
@@ -149,9 +155,12 @@ static int reopen(struct arrival *arrival, struct err *err)
         r = machine_adopt(arrival->machine, arrival->host->on_qemu_event, arrival->host->arg, err);
     if (r == 0)
         return 0;
-    log_warning("the guest that had arrived is lost here (%s): the source will be told to keep it", err->text);
+    log_warning("the guest that had arrived is lost here (%s): the source will be told to keep it",
+                err->text);
     int refused = arrival_refuse(arrival, err);
-    return refused < 0 ? refused : err_set(err, EOWNERDEAD, "QEMU on the destination ended before the guest ran: refused");
+    return refused < 0
+               ? refused
+               : err_set(err, EOWNERDEAD, "QEMU on the destination ended before the guest ran: refused");
 }
 
 int arrival_commit(struct arrival *arrival, struct err *err)

@@ -2,9 +2,9 @@
  *
  * The destination's first stage: see departure_prepare.c for the messages.
  *
- * Up to the source's "base" nothing here changes. Then the epoch record says ARRIVING, the disks are opened frozen
- * with a claim that says how little they are worth so far, and QEMU starts with -incoming. Rolling back leaves a
- * partial replica, which makes the next try cheaper.
+ * Up to the source's "base" nothing here changes. Then the epoch record says ARRIVING, the disks are opened
+ * frozen with a claim that says how little they are worth so far, and QEMU starts with -incoming. Rolling
+ * back leaves a partial replica, which makes the next try cheaper.
  */
 #include "base/clock.h"
 #include "base/endian.h"
@@ -48,7 +48,8 @@ static bool base_image(const struct arrival *arrival, size_t i, char path[PATH_M
     return access(path, R_OK) == 0;
 }
 
-/* --- what we have ---------------------------------------------------------------------------------------- */
+/* --- what we have ----------------------------------------------------------------------------------------
+ */
 
 /* The copy's lineage, or NULL: none, damaged, or of another size, which all mean "build it anew". */
 static struct lineage *copy_lineage(const struct arrival *arrival, size_t i)
@@ -81,8 +82,8 @@ static int send_lineage(struct arrival *arrival, size_t i, const struct lineage 
 }
 
 /* Which of the travelling files we lack; the same content under the same name is kept. */
-static int look_at_files(const struct arrival *arrival, const json_t *prepare, struct incoming_file files[2], json_t *ret_wanted,
-                         struct err *err)
+static int look_at_files(const struct arrival *arrival, const json_t *prepare, struct incoming_file files[2],
+                         json_t *ret_wanted, struct err *err)
 {
     json_t *list;
     const char *hash;
@@ -130,13 +131,13 @@ static int send_prepared(struct arrival *arrival, json_t *wanted, struct err *er
                                                base_image(arrival, i, path, &hash)));
     }
     uint64_t epoch = MAX(arrival->before.epoch, arrival->before.refused);
-    _cleanup_json_ json_t *prepared =
-        json_pack("{s:I, s:O, s:O, s:s}", "epoch", (json_int_t)epoch, "disks", disks, "files", wanted, "host",
-                  arrival->host->name);
+    _cleanup_json_ json_t *prepared = json_pack("{s:I, s:O, s:O, s:s}", "epoch", (json_int_t)epoch, "disks",
+                                                disks, "files", wanted, "host", arrival->host->name);
     return link_send_json(arrival->session.control, FRAME_PREPARED, prepared, err);
 }
 
-/* --- building -------------------------------------------------------------------------------------------- */
+/* --- building --------------------------------------------------------------------------------------------
+ */
 
 /* The blocks that our fork wrote since the common ancestor `above`. */
 static int send_forked(struct arrival *arrival, struct disk *disk, uint32_t above, struct err *err)
@@ -159,7 +160,8 @@ static int send_forked(struct arrival *arrival, struct disk *disk, uint32_t abov
     return r < 0 ? r : link_send(arrival->session.control, FRAME_FORK, NULL, 0, NULL, 0, err);
 }
 
-static int build_disk(struct arrival *arrival, size_t i, const char *base, uint32_t generation, struct err *err)
+static int build_disk(struct arrival *arrival, size_t i, const char *base, uint32_t generation,
+                      struct err *err)
 {
     char path[PATH_MAX], image[PATH_MAX];
     struct id hash;
@@ -182,7 +184,9 @@ static int build_disk(struct arrival *arrival, size_t i, const char *base, uint3
     if (on_image && !base_image(arrival, i, image, &hash))
         return err_set(err, ENOENT, "the base image of disk %zu has gone from this host", i);
     int r = disk_remove(path, err);
-    return r < 0 ? r : disk_create(path, arrival->config.disks[i].size, on_image ? image : NULL, on_image ? &hash : NULL, err);
+    return r < 0 ? r
+                 : disk_create(path, arrival->config.disks[i].size, on_image ? image : NULL,
+                               on_image ? &hash : NULL, err);
 }
 
 static int build_disks(struct arrival *arrival, const json_t *list, bool dry_run, struct err *err)
@@ -202,7 +206,8 @@ static int build_disks(struct arrival *arrival, const json_t *list, bool dry_run
     return 0;
 }
 
-/* --- files ----------------------------------------------------------------------------------------------- */
+/* --- files -----------------------------------------------------------------------------------------------
+ */
 
 static int open_file(const struct arrival *arrival, struct incoming_file *file, struct err *err)
 {
@@ -250,11 +255,13 @@ static int finish_file(const struct arrival *arrival, struct incoming_file *file
 
 static bool all_received(const struct incoming_file files[2])
 {
-    return (!files[0].wanted || files[0].received == files[0].size) && (!files[1].wanted || files[1].received == files[1].size);
+    return (!files[0].wanted || files[0].received == files[0].size) &&
+           (!files[1].wanted || files[1].received == files[1].size);
 }
 
 /* The first claims and the files come in any order; both must be there before anything is opened. */
-static int receive_files(struct arrival *arrival, struct incoming_file files[2], unsigned claims, struct err *err)
+static int receive_files(struct arrival *arrival, struct incoming_file files[2], unsigned claims,
+                         struct err *err)
 {
     int r = 0;
     for (int i = 0; r == 0 && i < 2; i++)
@@ -273,7 +280,8 @@ static int receive_files(struct arrival *arrival, struct incoming_file files[2],
         } else if (mail->frame.type == FRAME_FILE) {
             r = take_file(files, mail, err);
         } else {
-            r = err_set(err, EPROTO, "the source sent \"%s\" while preparing", frame_type_name(mail->frame.type));
+            r = err_set(err, EPROTO, "the source sent \"%s\" while preparing",
+                        frame_type_name(mail->frame.type));
         }
         free(mail);
     }
@@ -283,7 +291,8 @@ static int receive_files(struct arrival *arrival, struct incoming_file files[2],
     return r;
 }
 
-/* --- the stage ------------------------------------------------------------------------------------------- */
+/* --- the stage -------------------------------------------------------------------------------------------
+ */
 
 static int record_arriving(struct arrival *arrival, struct err *err)
 {
@@ -348,9 +357,8 @@ static unsigned first_claims(const json_t *list)
     unsigned claims = 0;
     size_t i;
     json_t *entry;
-    json_array_foreach((json_t *)list, i, entry)
-        if (strcmp(json_str(entry, "base", ""), "fork") != 0)
-            claims++;
+    json_array_foreach((json_t *)list, i, entry) if (strcmp(json_str(entry, "base", ""), "fork") != 0)
+        claims++;
     return claims;
 }
 
@@ -359,7 +367,8 @@ static int build(struct arrival *arrival, const json_t *base, struct incoming_fi
 {
     json_t *list;
     int r = json_get_array(base, "disks", "base", &list, err);
-    if (r < 0 || (r = record_arriving(arrival, err)) < 0 || (r = receive_files(arrival, files, first_claims(list), err)) < 0 ||
+    if (r < 0 || (r = record_arriving(arrival, err)) < 0 ||
+        (r = receive_files(arrival, files, first_claims(list), err)) < 0 ||
         (r = vm_config_save(arrival->host->env.vm_dir, &arrival->config, err)) < 0 ||
         (r = build_disks(arrival, list, false, err)) < 0 ||
         (r = machine_new(&arrival->host->env, &arrival->config, &arrival->machine, err)) < 0 ||
@@ -389,7 +398,8 @@ static int dry_run_end(struct arrival *arrival, const json_t *base, struct err *
     struct mail *mail;
     int r = build_disks(arrival, json_object_get(base, "disks"), true, err);
     if (r == 0)
-        r = session_wait(&arrival->session, FRAME_FINISH, clock_now() + MOVE_ANSWER_MS * NSEC_PER_MSEC, &mail, err);
+        r = session_wait(&arrival->session, FRAME_FINISH, clock_now() + MOVE_ANSWER_MS * NSEC_PER_MSEC, &mail,
+                         err);
     if (r < 0)
         return r;
     free(mail);
@@ -413,13 +423,16 @@ static int prepare(struct arrival *arrival, struct incoming_file files[2], struc
     arrival->config = coming;
     pthread_mutex_unlock(&arrival->lock);
     arrival->dry_run = json_bool(message, "dry_run", false);
-    if ((r = arrival_check(arrival, message, err)) < 0 || (r = look_at_files(arrival, message, files, wanted, err)) < 0 ||
+    if ((r = arrival_check(arrival, message, err)) < 0 ||
+        (r = look_at_files(arrival, message, files, wanted, err)) < 0 ||
         (r = send_prepared(arrival, wanted, err)) < 0 ||
-        (r = session_wait_json(&arrival->session, FRAME_BASE, clock_now() + 2 * MOVE_ANSWER_MS * NSEC_PER_MSEC, &base, err)) < 0)
+        (r = session_wait_json(&arrival->session, FRAME_BASE,
+                               clock_now() + 2 * MOVE_ANSWER_MS * NSEC_PER_MSEC, &base, err)) < 0)
         return r;
     arrival->next_epoch = json_u64(base, "epoch", 0);
     if (arrival->next_epoch <= MAX(arrival->before.epoch, arrival->before.refused))
-        return err_set(err, ESTALE, "the source offers epoch %llu, but %llu is known here", (unsigned long long)arrival->next_epoch,
+        return err_set(err, ESTALE, "the source offers epoch %llu, but %llu is known here",
+                       (unsigned long long)arrival->next_epoch,
                        (unsigned long long)MAX(arrival->before.epoch, arrival->before.refused));
     link_set_epoch(arrival->session.control, arrival->next_epoch);
     return arrival->dry_run ? dry_run_end(arrival, base, err) : build(arrival, base, files, err);

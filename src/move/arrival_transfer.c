@@ -1,9 +1,9 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * The destination's second and third stage. Link threads write what comes (arrival_run, relay_write); the walker
- * waits for marks. Once every data connection has passed a mark, all blocks before it are written: they are made
- * durable, then the claims that came for this mark become the copies' own, then the source is told. So a claim never
- * says more than the disk would hold after a power cut.
+ * The destination's second and third stage. Link threads write what comes (arrival_run, relay_write); the
+ * walker waits for marks. Once every data connection has passed a mark, all blocks before it are written:
+ * they are made durable, then the claims that came for this mark become the copies' own, then the source is
+ * told. So a claim never says more than the disk would hold after a power cut.
  */
 #include "base/clock.h"
 #include "base/log.h"
@@ -28,10 +28,12 @@ int arrival_run(struct arrival *arrival, const uint8_t *payload, size_t size, st
     struct disk *disk = machine_disk(arrival->machine, run.disk);
     uint64_t blocks = disk_blocks(disk);
     if (run.block >= blocks || run.count > blocks - run.block)
-        return err_set(err, EPROTO, "block %llu is beyond the end of disk %u", (unsigned long long)run.block, run.disk);
+        return err_set(err, EPROTO, "block %llu is beyond the end of disk %u", (unsigned long long)run.block,
+                       run.disk);
     uint64_t offset = run.block * DISK_BLOCK, room = disk_size(disk) - offset;
     if (data && data_size != MIN((uint64_t)run.count * DISK_BLOCK, room))
-        return err_set(err, EPROTO, "block %llu of disk %u came with %zu bytes", (unsigned long long)run.block, run.disk, data_size);
+        return err_set(err, EPROTO, "block %llu of disk %u came with %zu bytes",
+                       (unsigned long long)run.block, run.disk, data_size);
     struct disk_run blocks_of = {.block = run.block, .count = run.count, .generation = run.generation};
     r = disk_receive(disk, &blocks_of, data, err);
     if (r < 0)
@@ -90,8 +92,8 @@ int arrival_apply_claims(struct arrival *arrival, uint32_t sequence, struct err 
     return 0;
 }
 
-/* All blocks before the mark are written. disk_set_lineage makes them durable before it believes them; then the source is
- * told. */
+/* All blocks before the mark are written. disk_set_lineage makes them durable before it believes them; then
+ * the source is told. */
 static int pass_mark(struct arrival *arrival, uint32_t mark, struct err *err)
 {
     int r = arrival_apply_claims(arrival, mark, err);
@@ -103,16 +105,17 @@ static int pass_mark(struct arrival *arrival, uint32_t mark, struct err *err)
     return link_send(arrival->session.control, FRAME_MARKED, bytes, sizeof bytes, NULL, 0, err);
 }
 
-/* One turn: a claim from the source, or a mark that all data connections and the claims (on the control connection) have
- * passed, or a wait for either. */
+/* One turn: a claim from the source, or a mark that all data connections and the claims (on the control
+ * connection) have passed, or a wait for either. */
 static int turn(struct arrival *arrival, struct err *err)
 {
     struct mail *mail;
     int r = session_next(&arrival->session, clock_now(), &mail, err);
     if (r == 0) {
-        r = mail->frame.type == FRAME_LINEAGE ? arrival_claim(arrival, mail, err)
-                                              : err_set(err, EPROTO, "the source sent \"%s\" during the transfer",
-                                                        frame_type_name(mail->frame.type));
+        r = mail->frame.type == FRAME_LINEAGE
+                ? arrival_claim(arrival, mail, err)
+                : err_set(err, EPROTO, "the source sent \"%s\" during the transfer",
+                          frame_type_name(mail->frame.type));
         free(mail);
         return r;
     }

@@ -93,14 +93,17 @@ static void record_outcome(struct departure *departure, int r, struct err *err)
     if (r < 0) {
         err_where(err, departure->host->name, NULL);
         if (outcome == MOVE_STAYED && !err->hint[0])
-            err_hint(err, "the guest runs on %s as before; try again with: orai move %s %s", departure->host->name,
-                     machine_config(departure->machine)->name, departure->options.peer.name);
+            err_hint(err, "the guest runs on %s as before; try again with: orai move %s %s",
+                     departure->host->name, machine_config(departure->machine)->name,
+                     departure->options.peer.name);
         if (outcome == MOVE_GUEST_LOST)
-            err_hint(err, "start it again here with: orai start %s", machine_config(departure->machine)->name);
+            err_hint(err, "start it again here with: orai start %s",
+                     machine_config(departure->machine)->name);
     }
     progress_end(departure->progress, outcome, r < 0 ? err : NULL);
-    log_info("move of %s to %s: %s%s%s", machine_config(departure->machine)->name, departure->options.peer.name,
-             move_outcome_name(outcome), r < 0 ? ": " : "", r < 0 ? err->text : "");
+    log_info("move of %s to %s: %s%s%s", machine_config(departure->machine)->name,
+             departure->options.peer.name, move_outcome_name(outcome), r < 0 ? ": " : "",
+             r < 0 ? err->text : "");
     atomic_store(&departure->outcome, outcome);
 }
 
@@ -118,8 +121,8 @@ static void *departure_run(void *arg)
     return NULL;
 }
 
-static int start(const struct move_host *host, struct machine *machine, struct epoch *epoch, const struct move_options *options,
-                 bool resumed, struct departure **ret, struct err *err)
+static int start(const struct move_host *host, struct machine *machine, struct epoch *epoch,
+                 const struct move_options *options, bool resumed, struct departure **ret, struct err *err)
 {
     struct departure *departure = calloc(1, sizeof *departure);
     if (!departure)
@@ -130,10 +133,10 @@ static int start(const struct move_host *host, struct machine *machine, struct e
     departure->options = *options;
     departure->resumed = resumed;
     departure->next_epoch = epoch_get(epoch)->epoch + (resumed ? 0 : 1);
-    departure->numbers =
-        (struct progress_numbers){.stage = "prepare", .phase = "disk", .disk_base = "none", .converging = true, .blackout_ms = -1};
-    departure->progress =
-        progress_new(&options->move, machine_config(machine)->name, host->name, options->peer.name, options->dry_run);
+    departure->numbers = (struct progress_numbers){
+        .stage = "prepare", .phase = "disk", .disk_base = "none", .converging = true, .blackout_ms = -1};
+    departure->progress = progress_new(&options->move, machine_config(machine)->name, host->name,
+                                       options->peer.name, options->dry_run);
     int r = session_init(&departure->session, options->bandwidth, err);
     if (r == 0 && !departure->progress)
         r = err_set(err, ENOMEM, "out of memory");
@@ -157,8 +160,8 @@ int departure_start(const struct move_host *host, struct machine *machine, struc
     return start(host, machine, epoch, options, false, ret, err);
 }
 
-int departure_resume(const struct move_host *host, struct machine *machine, struct epoch *epoch, struct departure **ret,
-                     struct err *err)
+int departure_resume(const struct move_host *host, struct machine *machine, struct epoch *epoch,
+                     struct departure **ret, struct err *err)
 {
     const struct epoch_record *record = epoch_get(epoch);
     struct move_options options = {.move = record->move, .connections = 1};
@@ -176,8 +179,8 @@ int departure_cancel(struct departure *departure, struct err *err)
     /* Once the commit is written a cancel is too late; the walker then ignores it (session_uncancel). */
     if (!departure_may_roll_back(departure)) {
         err_set(err, EALREADY, "the commit was made: the guest belongs to %s", departure->options.peer.name);
-        return err_hint(err, "if %s never comes back: orai recover %s --run-here", departure->options.peer.name,
-                        machine_config(departure->machine)->name);
+        return err_hint(err, "if %s never comes back: orai recover %s --run-here",
+                        departure->options.peer.name, machine_config(departure->machine)->name);
     }
     session_cancel(&departure->session);
     return 0;

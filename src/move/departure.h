@@ -48,8 +48,8 @@ struct departure {
     int64_t round_ended;
 
     /* Memory. */
-    bool migrating; /* QEMU was told to migrate */
-    int futile;     /* passes over memory in a row that gained nothing */
+    bool migrating;             /* QEMU was told to migrate */
+    int futile;                 /* passes over memory in a row that gained nothing */
     _Atomic int64_t stopped_at; /* clock_now() of QEMU's STOP; set by the QMP thread */
     _Atomic int migration;      /* enum departure_migration; set by the QMP thread */
 
@@ -58,7 +58,13 @@ struct departure {
 };
 
 /* What QEMU's MIGRATION events have said so far, in the order of a good move. */
-enum departure_migration { MIGRATION_NONE, MIGRATION_ACTIVE, MIGRATION_PRE_SWITCHOVER, MIGRATION_COMPLETED, MIGRATION_FAILED };
+enum departure_migration {
+    MIGRATION_NONE,
+    MIGRATION_ACTIVE,
+    MIGRATION_PRE_SWITCHOVER,
+    MIGRATION_COMPLETED,
+    MIGRATION_FAILED
+};
 
 /* The stages. */
 int departure_prepare(struct departure *departure, struct err *err);
@@ -85,8 +91,8 @@ int departure_check(struct departure *departure, struct err *err);
 int departure_check_time(struct departure *departure, struct err *err);
 
 /* Sends the claim that the copy of disk `i` there may make once mark `sequence` is durable (0: at once). */
-int departure_send_claim(struct departure *departure, size_t i, const struct lineage *claim, uint32_t sequence, unsigned flags,
-                         struct err *err);
+int departure_send_claim(struct departure *departure, size_t i, const struct lineage *claim,
+                         uint32_t sequence, unsigned flags, struct err *err);
 
 /* plan.c. plan_begin starts what takes a second to measure; plan_predict measures the rest and fills
  * departure->prediction, from the control link and the relocates. */

@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * The source's last stages. The commit is one durable write, "epoch e+1 is the peer's": before it everything can
- * be rolled back, after it this host never runs epoch e again. Then the destination is told, and asked again over new
- * connections until it says
+ * The source's last stages. The commit is one durable write, "epoch e+1 is the peer's": before it everything
+ * can be rolled back, after it this host never runs epoch e again. Then the destination is told, and asked
+ * again over new connections until it says
  *
  *   running   it holds e+1 durably: we become a replica
  *   refused   it durably never will: the guest goes on here, as epoch e+2
@@ -53,7 +53,8 @@ static int ask(struct departure *departure, enum answer *ret, struct err *err)
     _cleanup_json_ json_t *addresses = machine_addresses(departure->machine);
     _cleanup_json_ json_t *commit =
         json_pack("{s:I, s:s, s:b, s:O?}", "epoch", (json_int_t)departure->next_epoch, "move",
-                  id_format(&departure->options.move, move), "guest_runs", departure->guest_runs, "addresses", addresses);
+                  id_format(&departure->options.move, move), "guest_runs", departure->guest_runs, "addresses",
+                  addresses);
     int r = link_send_json(departure->session.control, FRAME_COMMIT, commit, err);
     if (r < 0)
         return r;
@@ -88,9 +89,11 @@ static int ask_until_answered(struct departure *departure, enum answer *ret)
         if (departure->run_here)
             return -EINTR;
         if (!told && err.code) {
-            log_warning("committed, but no answer from %s: %s; asking again until it answers", departure->options.peer.name, err.text);
+            log_warning("committed, but no answer from %s: %s; asking again until it answers",
+                        departure->options.peer.name, err.text);
             progress_note(departure->progress,
-                          "the commit was made but %s has not answered (%s): the guest is paused here until it does; to decide "
+                          "the commit was made but %s has not answered (%s): the guest is paused here until "
+                          "it does; to decide "
                           "by hand: orai recover %s --run-here",
                           departure->options.peer.name, err.text, machine_config(departure->machine)->name);
             departure_show(departure);
@@ -141,7 +144,8 @@ int departure_commit(struct departure *departure, struct err *err)
     if (r == -EINTR)
         return keep(departure, EINTR, "a human decided that the guest runs here", err);
     if (answer == ANSWER_REFUSED)
-        return keep(departure, ESTALE, "the destination gave up waiting and durably refused the hand-over", err);
+        return keep(departure, ESTALE, "the destination gave up waiting and durably refused the hand-over",
+                    err);
     if (departure->stopped_at)
         departure->numbers.blackout_ms = (clock_now() - departure->stopped_at) / NSEC_PER_MSEC;
     departure_show(departure);
@@ -173,7 +177,8 @@ static int become_replica(struct departure *departure, struct err *err)
 /* The guest runs there. What fails here costs bytes on the way back, or is done again at the next start. */
 int departure_finish(struct departure *departure, struct err *err)
 {
-    if (departure->session.control && link_send(departure->session.control, FRAME_FINISH, NULL, 0, NULL, 0, err) == 0)
+    if (departure->session.control &&
+        link_send(departure->session.control, FRAME_FINISH, NULL, 0, NULL, 0, err) == 0)
         link_drain(departure->session.control, clock_now() + NSEC_PER_SEC, NULL);
     departure_show(departure);
     return become_replica(departure, err);

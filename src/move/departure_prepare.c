@@ -27,10 +27,12 @@
 #define FILE_CHUNK (256u << 10)
 #define CONNECT_NS (10 * NSEC_PER_SEC)
 
-/* --- connections ------------------------------------------------------------------------------------------ */
+/* --- connections ------------------------------------------------------------------------------------------
+ */
 
 /* Only return traffic arrives on data links; control frames go to the walker. */
-static int on_frame(void *arg, struct link *link, const struct frame *frame, const uint8_t *payload, struct err *err)
+static int on_frame(void *arg, struct link *link, const struct frame *frame, const uint8_t *payload,
+                    struct err *err)
 {
     struct departure *departure = arg;
     struct session *session = &departure->session;
@@ -69,14 +71,16 @@ static size_t queue_bytes(const struct departure *departure)
     return bandwidth ? MIN(MAX(bandwidth / 10, 256 * KiB), 2 * MiB) : 2 * MiB;
 }
 
-static int open_link(struct departure *departure, bool control, int64_t deadline, struct link **ret, struct err *err)
+static int open_link(struct departure *departure, bool control, int64_t deadline, struct link **ret,
+                     struct err *err)
 {
     const struct move_peer *peer = &departure->options.peer;
     struct tls *tls;
     char id[ID_TEXT_SIZE], server_name[ID_TEXT_SIZE + 8];
-    snprintf(server_name, sizeof server_name, "%s.orai", id_format(&machine_config(departure->machine)->id, id));
-    int r = tls_connect(departure->host->identity, peer->address, peer->port, server_name, &peer->fingerprint, deadline, &tls,
-                        err);
+    snprintf(server_name, sizeof server_name, "%s.orai",
+             id_format(&machine_config(departure->machine)->id, id));
+    int r = tls_connect(departure->host->identity, peer->address, peer->port, server_name, &peer->fingerprint,
+                        deadline, &tls, err);
     if (r < 0)
         return r;
     struct link_options options = {
@@ -92,13 +96,14 @@ static int open_link(struct departure *departure, bool control, int64_t deadline
 }
 
 /* Every connection begins with a hello and its answer. */
-static int greet(struct departure *departure, struct link *link, const char *role, int index, int64_t deadline,
-                 struct err *err)
+static int greet(struct departure *departure, struct link *link, const char *role, int index,
+                 int64_t deadline, struct err *err)
 {
     char move[ID_TEXT_SIZE];
     _cleanup_json_ json_t *hello =
-        json_pack("{s:i, s:s, s:i, s:s, s:s, s:s}", "protocol", MOVE_PROTOCOL_VERSION, "role", role, "index", index, "move",
-                  id_format(&departure->options.move, move), "host", departure->host->name, "version", ORAI_VERSION);
+        json_pack("{s:i, s:s, s:i, s:s, s:s, s:s}", "protocol", MOVE_PROTOCOL_VERSION, "role", role, "index",
+                  index, "move", id_format(&departure->options.move, move), "host", departure->host->name,
+                  "version", ORAI_VERSION);
     _cleanup_json_ json_t *answer = NULL;
     int r = link_send_json(link, FRAME_HELLO, hello, err);
     if (r == 0)
@@ -170,14 +175,15 @@ static json_t *files_json(const struct travelling_file files[2])
         char hash[HASH_TEXT_SIZE];
         XXH128_canonical_t digest;
         XXH128_canonicalFromHash(&digest, XXH3_128bits(files[i].data, files[i].size));
-        json_array_append_new(list, json_pack("{s:s, s:I, s:s}", "name", files[i].name, "size", (json_int_t)files[i].size,
-                                              "hash", hex_format(digest.digest, sizeof digest.digest, hash)));
+        json_array_append_new(list, json_pack("{s:s, s:I, s:s}", "name", files[i].name, "size",
+                                              (json_int_t)files[i].size, "hash",
+                                              hex_format(digest.digest, sizeof digest.digest, hash)));
     }
     return list;
 }
 
-static int files_send(struct departure *departure, const struct travelling_file files[2], const json_t *wanted,
-                      struct err *err)
+static int files_send(struct departure *departure, const struct travelling_file files[2],
+                      const json_t *wanted, struct err *err)
 {
     size_t i;
     json_t *number;
@@ -190,7 +196,8 @@ static int files_send(struct departure *departure, const struct travelling_file 
             uint8_t head[10];
             put_le16(head, (uint16_t)file);
             put_le64(head + 2, at);
-            int r = link_send(departure->session.control, FRAME_FILE, head, sizeof head, (uint8_t *)files[file].data + at,
+            int r = link_send(departure->session.control, FRAME_FILE, head, sizeof head,
+                              (uint8_t *)files[file].data + at,
                               MIN(files[file].size - at, (size_t)FILE_CHUNK), err);
             if (r < 0)
                 return r;
@@ -213,7 +220,8 @@ static void offer_done(struct offer *offer)
     json_decref(offer->prepared);
 }
 
-static int take_lineage(struct departure *departure, const struct mail *mail, struct offer *offer, struct err *err)
+static int take_lineage(struct departure *departure, const struct mail *mail, struct offer *offer,
+                        struct err *err)
 {
     struct wire_claim claim;
     const uint8_t *bytes;
@@ -240,7 +248,8 @@ static int receive_offer(struct departure *departure, struct offer *offer, struc
         if (type == FRAME_LINEAGE)
             r = take_lineage(departure, mail, offer, err);
         else if (type == FRAME_PREPARED)
-            r = json_parse((char *)mail->payload, mail->frame.length, "the destination's answer", &offer->prepared, err);
+            r = json_parse((char *)mail->payload, mail->frame.length, "the destination's answer",
+                           &offer->prepared, err);
         else
             r = err_set(err, EPROTO, "the destination sent \"%s\" while preparing", frame_type_name(type));
         free(mail);
@@ -255,12 +264,14 @@ static int send_prepare(struct departure *departure, const struct travelling_fil
     for (size_t i = 0; i < departure_disks(departure); i++) {
         struct stat st;
         if (fstat(disk_fd(machine_disk(departure->machine, i)), &st) == 0)
-            full += S_ISREG(st.st_mode) ? (uint64_t)st.st_blocks * 512 : disk_size(machine_disk(departure->machine, i));
+            full += S_ISREG(st.st_mode) ? (uint64_t)st.st_blocks * 512
+                                        : disk_size(machine_disk(departure->machine, i));
     }
     departure->numbers.disk_full = full;
-    _cleanup_json_ json_t *prepare =
-        json_pack("{s:o, s:o, s:I, s:b, s:s}", "config", vm_config_to_json(machine_config(departure->machine)), "files",
-                  files_json(files), "disk_bytes", (json_int_t)full, "dry_run", departure->options.dry_run, "version", ORAI_VERSION);
+    _cleanup_json_ json_t *prepare = json_pack("{s:o, s:o, s:I, s:b, s:s}", "config",
+                                               vm_config_to_json(machine_config(departure->machine)), "files",
+                                               files_json(files), "disk_bytes", (json_int_t)full, "dry_run",
+                                               departure->options.dry_run, "version", ORAI_VERSION);
     return link_send_json(departure->session.control, FRAME_PREPARE, prepare, err);
 }
 
@@ -276,8 +287,8 @@ static const char *base_name(const struct lineage_base *base, const struct linea
 }
 
 /* How disk `i` will be built there: on its copy, on the base image, or from nothing. */
-static const char *choose_base(struct departure *departure, const struct offer *offer, size_t i, struct lineage_base *ret,
-                               struct err *err)
+static const char *choose_base(struct departure *departure, const struct offer *offer, size_t i,
+                               struct lineage_base *ret, struct err *err)
 {
     _cleanup_(lineage_freep) struct lineage *ours = NULL;
     json_t *has = json_array_get(json_object_get(offer->prepared, "disks"), i);
@@ -298,7 +309,8 @@ static const char *choose_base(struct departure *departure, const struct offer *
 }
 
 /* The claim that the copy there may make from the first byte on, until a mark says better. */
-static int send_first_claim(struct departure *departure, size_t i, const struct lineage_base *base, struct err *err)
+static int send_first_claim(struct departure *departure, size_t i, const struct lineage_base *base,
+                            struct err *err)
 {
     _cleanup_(lineage_freep) struct lineage *claim = NULL;
     int r = disk_lineage(machine_disk(departure->machine, i), &claim, err);
@@ -311,15 +323,17 @@ static int send_first_claim(struct departure *departure, size_t i, const struct 
     return departure_send_claim(departure, i, claim, 0, 0, err);
 }
 
-/* The blocks that a fork wrote, as the destination lists them, disk after disk: frames of n x (u64 block, u64 count), an empty
- * one at the end. */
-static int receive_forks(struct departure *departure, size_t disk, struct disk_range **ret, size_t *ret_count, struct err *err)
+/* The blocks that a fork wrote, as the destination lists them, disk after disk: frames of n x (u64 block, u64
+ * count), an empty one at the end. */
+static int receive_forks(struct departure *departure, size_t disk, struct disk_range **ret, size_t *ret_count,
+                         struct err *err)
 {
     struct disk_range *ranges = NULL;
     size_t count = 0;
     for (;;) {
         struct mail *mail = NULL;
-        int r = session_wait(&departure->session, FRAME_FORK, clock_now() + MOVE_ANSWER_MS * NSEC_PER_MSEC, &mail, err);
+        int r = session_wait(&departure->session, FRAME_FORK, clock_now() + MOVE_ANSWER_MS * NSEC_PER_MSEC,
+                             &mail, err);
         size_t here = r < 0 ? 0 : mail->frame.length / 16;
         struct disk_range *more = r < 0 ? NULL : realloc(ranges, (count + here + 1) * sizeof *ranges);
         if (r == 0 && (!more || count + here > (64u << 20) / sizeof *ranges))
@@ -332,7 +346,8 @@ static int receive_forks(struct departure *departure, size_t disk, struct disk_r
             range->offset = get_le64(mail->payload + 16 * i);
             range->size = get_le64(mail->payload + 8 + 16 * i);
             uint64_t previous = count > 1 ? ranges[count - 2].offset + ranges[count - 2].size : 0;
-            if (range->size == 0 || range->offset < previous || range->offset >= blocks || range->size > blocks - range->offset)
+            if (range->size == 0 || range->offset < previous || range->offset >= blocks ||
+                range->size > blocks - range->offset)
                 r = err_set(err, EPROTO, "the destination's list of forked blocks makes no sense");
         }
         free(mail);
@@ -348,39 +363,44 @@ static int receive_forks(struct departure *departure, size_t disk, struct disk_r
     return 0;
 }
 
-static int make_relocate(struct departure *departure, size_t i, const struct lineage_base *base, struct err *err)
+static int make_relocate(struct departure *departure, size_t i, const struct lineage_base *base,
+                         struct err *err)
 {
     struct disk_range *fork = NULL;
     size_t fork_count = 0;
     if (base->forked) {
-        progress_note(departure->progress, "the copy of disk %zu on %s had been run by itself: what it wrote there is replaced",
-                      i, departure->options.peer.name);
+        progress_note(departure->progress,
+                      "the copy of disk %zu on %s had been run by itself: what it wrote there is replaced", i,
+                      departure->options.peer.name);
         int r = receive_forks(departure, i, &fork, &fork_count, err);
         if (r < 0)
             return r;
     }
     departure->forked[i] = base->forked;
-    int r = relocate_new(machine_disk(departure->machine, i), base, fork, fork_count, &departure->relocate[i], err);
+    int r = relocate_new(machine_disk(departure->machine, i), base, fork, fork_count, &departure->relocate[i],
+                         err);
     free(fork);
     return r;
 }
 
 /* Chooses and announces all bases, with the claims that the copies there may make from now on. */
-static int send_bases(struct departure *departure, const struct offer *offer, struct lineage_base bases[VM_MAX_DISKS],
-                      struct err *err)
+static int send_bases(struct departure *departure, const struct offer *offer,
+                      struct lineage_base bases[VM_MAX_DISKS], struct err *err)
 {
     _cleanup_json_ json_t *list = json_array();
     for (size_t i = 0; i < departure_disks(departure); i++) {
         const char *base = choose_base(departure, offer, i, &bases[i], err);
         if (!base)
             return -EIO;
-        json_array_append_new(list, json_pack("{s:s, s:I}", "base", base, "generation", (json_int_t)bases[i].base));
+        json_array_append_new(list,
+                              json_pack("{s:s, s:I}", "base", base, "generation", (json_int_t)bases[i].base));
         departure->prediction.disks[i].base = base;
         if (i == 0)
             departure->numbers.disk_base = base;
     }
     departure->prediction.disk_count = departure_disks(departure);
-    _cleanup_json_ json_t *message = json_pack("{s:O, s:I}", "disks", list, "epoch", (json_int_t)departure->next_epoch);
+    _cleanup_json_ json_t *message =
+        json_pack("{s:O, s:I}", "disks", list, "epoch", (json_int_t)departure->next_epoch);
     int r = link_send_json(departure->session.control, FRAME_BASE, message, err);
     for (size_t i = 0; r == 0 && !departure->options.dry_run && i < departure_disks(departure); i++)
         if (!bases[i].forked)
@@ -388,7 +408,8 @@ static int send_bases(struct departure *departure, const struct offer *offer, st
     return r;
 }
 
-/* --- the stage -------------------------------------------------------------------------------------------- */
+/* --- the stage --------------------------------------------------------------------------------------------
+ */
 
 /* The new epoch is above everything that either side has ever held (a fork may have gone ahead). */
 static void choose_epoch(struct departure *departure, const struct offer *offer)
@@ -401,10 +422,12 @@ static void choose_epoch(struct departure *departure, const struct offer *offer)
 static int wait_opened(struct departure *departure, struct err *err)
 {
     _cleanup_json_ json_t *opened = NULL;
-    return session_wait_json(&departure->session, FRAME_OPENED, clock_now() + MOVE_OPEN_MS * NSEC_PER_MSEC, &opened, err);
+    return session_wait_json(&departure->session, FRAME_OPENED, clock_now() + MOVE_OPEN_MS * NSEC_PER_MSEC,
+                             &opened, err);
 }
 
-static int prepare(struct departure *departure, const struct travelling_file files[2], struct offer *offer, struct err *err)
+static int prepare(struct departure *departure, const struct travelling_file files[2], struct offer *offer,
+                   struct err *err)
 {
     int r = send_prepare(departure, files, err);
     if (r == 0)
@@ -425,8 +448,9 @@ static int prepare(struct departure *departure, const struct travelling_file fil
     if (r < 0)
         return r;
     departure_show(departure);
-    return departure->options.dry_run ? link_send(departure->session.control, FRAME_FINISH, NULL, 0, NULL, 0, err)
-                                      : connect_data(departure, err);
+    return departure->options.dry_run
+               ? link_send(departure->session.control, FRAME_FINISH, NULL, 0, NULL, 0, err)
+               : connect_data(departure, err);
 }
 
 int departure_prepare(struct departure *departure, struct err *err)
@@ -448,7 +472,8 @@ int departure_prepare(struct departure *departure, struct err *err)
     return r;
 }
 
-/* Tells the destination why, if it can still be told and does not know; then it cleans up at once instead of later. */
+/* Tells the destination why, if it can still be told and does not know; then it cleans up at once instead of
+ * later. */
 void departure_unprepare(struct departure *departure)
 {
     struct session *session = &departure->session;

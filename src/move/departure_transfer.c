@@ -2,15 +2,15 @@
  *
  * The source's second and third stage: everything goes over.
  *
- *   transfer   disk rounds until what gets dirty meanwhile is little; then QEMU's memory stream, with small disk
- *              rounds beside it. QEMU may not stop the guest (downtime limit 0) before the disk is ready for it.
- *   pause      QEMU holds the guest ("pre-switchover"). The disk is frozen and sealed for the hand-over, its last
- *              round and QEMU's last pages go over side by side; the destination answers "ready" when all is durable and
- *              loaded.
+ *   transfer   disk rounds until what gets dirty meanwhile is little; then QEMU's memory stream, with small
+ * disk rounds beside it. QEMU may not stop the guest (downtime limit 0) before the disk is ready for it.
+ *   pause      QEMU holds the guest ("pre-switchover"). The disk is frozen and sealed for the hand-over, its
+ * last round and QEMU's last pages go over side by side; the destination answers "ready" when all is durable
+ * and loaded.
  *
- * A round: disk_advance seals a generation, relocate walks what the destination lacks up to it, a mark follows on
- * every data connection, and before the mark the claim that the copy there may make once the mark's data is durable.
- * Rolling back, at any point: QEMU cancels and continues the guest, the disk thaws.
+ * A round: disk_advance seals a generation, relocate walks what the destination lacks up to it, a mark
+ * follows on every data connection, and before the mark the claim that the copy there may make once the
+ * mark's data is durable. Rolling back, at any point: QEMU cancels and continues the guest, the disk thaws.
  */
 #include "base/clock.h"
 #include "base/endian.h"
@@ -26,15 +26,16 @@
 #define PIECE_BYTES (WIRE_RUN_MAX_BLOCKS * DISK_BLOCK)
 #define SHOW_NS (200 * NSEC_PER_MSEC)
 #define MAX_BULK_ROUNDS 30
-#define READY_NS (50 * NSEC_PER_MSEC)          /* the disk is ready for the switch when its rest takes less */
-#define SIDE_ROUND_NS (400 * NSEC_PER_MSEC)    /* how often a round goes beside memory */
-#define CHECKPOINT_BYTES (256 * MiB)           /* how often a long round lets the destination claim what it has */
-#define PAUSE_LIMIT_NS (20 * NSEC_PER_SEC)     /* a pause that takes longer is rolled back */
+#define READY_NS (50 * NSEC_PER_MSEC)       /* the disk is ready for the switch when its rest takes less */
+#define SIDE_ROUND_NS (400 * NSEC_PER_MSEC) /* how often a round goes beside memory */
+#define CHECKPOINT_BYTES (256 * MiB)       /* how often a long round lets the destination claim what it has */
+#define PAUSE_LIMIT_NS (20 * NSEC_PER_SEC) /* a pause that takes longer is rolled back */
 
-/* --- disk rounds ------------------------------------------------------------------------------------------ */
+/* --- disk rounds ------------------------------------------------------------------------------------------
+ */
 
-int departure_send_claim(struct departure *departure, size_t i, const struct lineage *claim, uint32_t sequence, unsigned flags,
-                         struct err *err)
+int departure_send_claim(struct departure *departure, size_t i, const struct lineage *claim,
+                         uint32_t sequence, unsigned flags, struct err *err)
 {
     _cleanup_free_ void *bytes = NULL;
     size_t size;
@@ -103,7 +104,8 @@ static uint64_t pending_bytes(const struct departure *departure)
 {
     uint64_t blocks = 0;
     for (size_t i = 0; i < departure_disks(departure); i++)
-        blocks += relocate_pending(departure->relocate[i], disk_generation(machine_disk(departure->machine, i)));
+        blocks +=
+            relocate_pending(departure->relocate[i], disk_generation(machine_disk(departure->machine, i)));
     return blocks * DISK_BLOCK;
 }
 
@@ -112,7 +114,8 @@ static int begin_round(struct departure *departure, enum lineage_kind kind, stru
 {
     for (size_t i = 0; i < departure_disks(departure); i++) {
         struct id id = id_random();
-        int r = disk_advance(machine_disk(departure->machine, i), &id, kind, departure->host->name, &departure->sealed[i], err);
+        int r = disk_advance(machine_disk(departure->machine, i), &id, kind, departure->host->name,
+                             &departure->sealed[i], err);
         if (r < 0)
             return r;
         relocate_round(departure->relocate[i], departure->sealed[i]);
@@ -122,7 +125,8 @@ static int begin_round(struct departure *departure, enum lineage_kind kind, stru
     return 0;
 }
 
-static int send_round_claim(struct departure *departure, size_t i, uint32_t sequence, unsigned flags, struct err *err)
+static int send_round_claim(struct departure *departure, size_t i, uint32_t sequence, unsigned flags,
+                            struct err *err)
 {
     _cleanup_(lineage_freep) struct lineage *claim = NULL;
     int r = disk_lineage(machine_disk(departure->machine, i), &claim, err);
@@ -166,8 +170,8 @@ static int mark_round(struct departure *departure, bool final, struct err *err)
     return r < 0 ? r : send_mark(departure, err);
 }
 
-/* In the middle of disk `i`'s round: what has gone over counts, should the move end now. A fork's copy must go on saying that
- * it is one until all that it wrote has been replaced. */
+/* In the middle of disk `i`'s round: what has gone over counts, should the move end now. A fork's copy must
+ * go on saying that it is one until all that it wrote has been replaced. */
 static int mark_checkpoint(struct departure *departure, size_t i, struct err *err)
 {
     if (departure->forked[i])
@@ -182,15 +186,16 @@ static int wait_marked(struct departure *departure, struct err *err)
     int r = departure_check(departure, err);
     while (r == 0 && (int32_t)(departure->session.marked - departure->mark) < 0) {
         if (clock_now() > deadline)
-            return err_set(err, ETIMEDOUT, "the destination's disk does not keep up: a round was not durable in time");
+            return err_set(err, ETIMEDOUT,
+                           "the destination's disk does not keep up: a round was not durable in time");
         r = session_nap(&departure->session, clock_now() + 50 * NSEC_PER_MSEC, err);
     }
     return r;
 }
 
 struct slice {
-    uint64_t max_bytes;  /* stop after that many */
-    bool until_switch;   /* stop as soon as QEMU holds the guest */
+    uint64_t max_bytes; /* stop after that many */
+    bool until_switch;  /* stop as soon as QEMU holds the guest */
 };
 
 static bool switch_waits(const struct departure *departure)
@@ -241,7 +246,8 @@ static int whole_round(struct departure *departure, struct err *err)
     return r < 0 ? r : wait_marked(departure, err);
 }
 
-/* --- time and convergence -------------------------------------------------------------------------------- */
+/* --- time and convergence --------------------------------------------------------------------------------
+ */
 
 int departure_check_time(struct departure *departure, struct err *err)
 {
@@ -250,10 +256,16 @@ int departure_check_time(struct departure *departure, struct err *err)
     if (r < 0 || !options->timeout_ms || options->pause_on_timeout ||
         clock_now() - departure->began < (int64_t)options->timeout_ms * NSEC_PER_MSEC)
         return r;
-    err_set(err, ETIMEDOUT, "the move took longer than its --timeout of %.0f s%s", (double)options->timeout_ms / 1000,
-            departure->numbers.converging ? "" : ": not converging, the guest writes faster than the link carries");
-    return err_hint(err, "the guest runs on %s as before; allow more time (--timeout), or let the guest stand still for it "
-                         "(--on-timeout pause)", departure->host->name);
+    err_set(err, ETIMEDOUT, "the move took longer than its --timeout of %.0f s%s",
+            (double)options->timeout_ms / 1000,
+            departure->numbers.converging
+                ? ""
+                : ": not converging, the guest writes faster than the link carries");
+    return err_hint(
+        err,
+        "the guest runs on %s as before; allow more time (--timeout), or let the guest stand still for it "
+        "(--on-timeout pause)",
+        departure->host->name);
 }
 
 /* The user allowed to stop the guest once the time is over, whatever the blackout. */
@@ -283,7 +295,8 @@ static int bulk_rounds(struct departure *departure, struct err *err)
         departure->numbers.dirty_rate = (uint64_t)rate_of(pending, began);
         departure->numbers.disk_remaining = pending;
         departure_show(departure);
-        if ((double)pending * NSEC_PER_SEC <= MAX(rate, (double)departure->prediction.link_rate) * READY_NS || forced(departure))
+        if ((double)pending * NSEC_PER_SEC <= MAX(rate, (double)departure->prediction.link_rate) * READY_NS ||
+            forced(departure))
             break;
         if (pending >= last - last / 10) {
             departure->numbers.converging = false;
@@ -295,7 +308,8 @@ static int bulk_rounds(struct departure *departure, struct err *err)
     return 0;
 }
 
-/* --- memory ---------------------------------------------------------------------------------------------- */
+/* --- memory ----------------------------------------------------------------------------------------------
+ */
 
 /* Relay's thread: QEMU's stream goes out on the first data connection, in order. */
 static int forward_stream(void *arg, const void *data, size_t size)
@@ -306,9 +320,9 @@ static int forward_stream(void *arg, const void *data, size_t size)
     return link_send(departure->session.data[0], FRAME_STREAM, NULL, 0, data, size, NULL);
 }
 
-/* What QEMU may plan for its last pass: a tenth of the blackout that the user allows, since QEMU's own idea of the
- * bandwidth is too good and device state, fsyncs and the commit come on top; more after each pass that gained nothing, up
- * to a half. */
+/* What QEMU may plan for its last pass: a tenth of the blackout that the user allows, since QEMU's own idea
+ * of the bandwidth is too good and device state, fsyncs and the commit come on top; more after each pass that
+ * gained nothing, up to a half. */
 static uint64_t memory_downtime_ms(const struct departure *departure)
 {
     uint64_t allowed = departure->options.max_blackout_ms;
@@ -321,7 +335,8 @@ static int start_memory(struct departure *departure, struct err *err)
 {
     char path[PATH_MAX];
     snprintf(path, sizeof path, "%s/migrate.sock", departure->host->env.run_dir);
-    int r = relay_listen(path, departure->host->env.uid, forward_stream, departure, &departure->session.relay, err);
+    int r = relay_listen(path, departure->host->env.uid, forward_stream, departure, &departure->session.relay,
+                         err);
     if (r < 0)
         return r;
     departure->numbers.phase = "memory";
@@ -343,7 +358,8 @@ static int watch_memory(struct departure *departure, struct err *err)
     numbers->memory_iterations = migration.iterations;
     numbers->dirty_rate = migration.dirty_rate;
     if (strcmp(migration.status, "failed") == 0)
-        return err_set(err, EIO, "QEMU's migration failed: %s", migration.error[0] ? migration.error : "it does not say why");
+        return err_set(err, EIO, "QEMU's migration failed: %s",
+                       migration.error[0] ? migration.error : "it does not say why");
     departure_show(departure);
     return 0;
 }
@@ -441,7 +457,8 @@ void departure_untransfer(struct departure *departure)
         relay_stop(departure->session.relay);
 }
 
-/* --- the pause ------------------------------------------------------------------------------------------- */
+/* --- the pause -------------------------------------------------------------------------------------------
+ */
 
 static int last_round(struct departure *departure, struct err *err)
 {
@@ -468,7 +485,9 @@ static int wait_completed(struct departure *departure, struct err *err)
         if (r < 0)
             return r;
     }
-    return departure->migration == MIGRATION_COMPLETED ? 0 : err_set(err, EIO, "QEMU gave the migration up at its end");
+    return departure->migration == MIGRATION_COMPLETED
+               ? 0
+               : err_set(err, EIO, "QEMU gave the migration up at its end");
 }
 
 int departure_pause(struct departure *departure, struct err *err)
@@ -487,8 +506,8 @@ int departure_pause(struct departure *departure, struct err *err)
     return r;
 }
 
-/* The hand-over's generation is sealed already: what the guest writes from now on is above all that the destination may
- * claim. */
+/* The hand-over's generation is sealed already: what the guest writes from now on is above all that the
+ * destination may claim. */
 void departure_unpause(struct departure *departure)
 {
     struct err err;

@@ -15,12 +15,12 @@
 
 /* What both sides stand on; everything is borrowed and outlives the move. */
 struct move_host {
-    const char *name;                      /* this host's, for lineage and errors */
-    const char *state_dir;                 /* images/HASH/image.raw lie below it */
+    const char *name;      /* this host's, for lineage and errors */
+    const char *state_dir; /* images/HASH/image.raw lie below it */
     const struct tls_identity *identity;
-    struct qemu_env env;                   /* vm_dir, run_dir, binary, user */
-    void (*on_change)(void *arg);          /* something that move status shows has changed; any thread */
-    qmp_event_fn *on_qemu_event;           /* for machines that an arrival starts */
+    struct qemu_env env;          /* vm_dir, run_dir, binary, user */
+    void (*on_change)(void *arg); /* something that move status shows has changed; any thread */
+    qmp_event_fn *on_qemu_event;  /* for machines that an arrival starts */
     void *arg;
 };
 
@@ -40,14 +40,14 @@ struct move_peer {
 };
 
 struct move_options {
-    struct id move;          /* random id of this try */
+    struct id move; /* random id of this try */
     struct move_peer peer;
     bool dry_run;
-    uint64_t bandwidth;      /* bytes per second on the wire, 0 = unlimited */
+    uint64_t bandwidth; /* bytes per second on the wire, 0 = unlimited */
     uint64_t max_blackout_ms;
-    uint64_t timeout_ms;     /* 0 = none */
-    bool pause_on_timeout;   /* else cancel */
-    unsigned connections;    /* data connections, 1 to 8 */
+    uint64_t timeout_ms;   /* 0 = none */
+    bool pause_on_timeout; /* else cancel */
+    unsigned connections;  /* data connections, 1 to 8 */
 };
 
 /* {"peer":{"name","address","port","fingerprint"},"move":ID,"dry_run":..,"bandwidth":..,"max_blackout_ms":..,
@@ -60,8 +60,8 @@ struct departure;
 int departure_start(const struct move_host *host, struct machine *machine, struct epoch *epoch,
                     const struct move_options *options, struct departure **ret, struct err *err);
 /* After a crash of orai-vm between commit and answer (epoch role COMMITTED): goes on asking the peer. */
-int departure_resume(const struct move_host *host, struct machine *machine, struct epoch *epoch, struct departure **ret,
-                     struct err *err);
+int departure_resume(const struct move_host *host, struct machine *machine, struct epoch *epoch,
+                     struct departure **ret, struct err *err);
 /* Asks for a rollback; -EALREADY when the commit was made. Does not wait. */
 int departure_cancel(struct departure *departure, struct err *err);
 /* A human decides while COMMITTED and the peer is silent: run here. -EINVAL in any other state. */
@@ -75,16 +75,19 @@ void departure_free(struct departure *departure); /* joins the thread: only when
 
 /* --- destination --- */
 struct arrival;
-/* Waits for connections (arrival_connection) of `source` about the VM `vm`; gives up after a while without any. */
-int arrival_start(const struct move_host *host, const struct fingerprint *source, const struct id *vm, struct epoch *epoch,
-                  struct arrival **ret, struct err *err);
-/* After a crash of orai-vm while READY (epoch role ARRIVING): adopts the incoming QEMU and waits for the source. When that
- * QEMU is gone too it durably refuses. */
-int arrival_resume(const struct move_host *host, const struct vm_config *config, struct epoch *epoch, struct arrival **ret,
-                   struct err *err);
-/* Answers a source that asks about a commit when no arrival is under way any more: "running" when this host took the epoch
- * (or a later one), "refused" when the record says so. On a thread of its own, for a few seconds. Owns `socket`. */
-void arrival_answer(const struct move_host *host, const struct id *vm, const struct epoch_record *record, int socket);
+/* Waits for connections (arrival_connection) of `source` about the VM `vm`; gives up after a while without
+ * any. */
+int arrival_start(const struct move_host *host, const struct fingerprint *source, const struct id *vm,
+                  struct epoch *epoch, struct arrival **ret, struct err *err);
+/* After a crash of orai-vm while READY (epoch role ARRIVING): adopts the incoming QEMU and waits for the
+ * source. When that QEMU is gone too it durably refuses. */
+int arrival_resume(const struct move_host *host, const struct vm_config *config, struct epoch *epoch,
+                   struct arrival **ret, struct err *err);
+/* Answers a source that asks about a commit when no arrival is under way any more: "running" when this host
+ * took the epoch (or a later one), "refused" when the record says so. On a thread of its own, for a few
+ * seconds. Owns `socket`. */
+void arrival_answer(const struct move_host *host, const struct id *vm, const struct epoch_record *record,
+                    int socket);
 /* A connection that oraid handed over (TLS not begun). Owns `socket` from here on. */
 void arrival_connection(struct arrival *arrival, int socket);
 int arrival_cancel(struct arrival *arrival, struct err *err);

@@ -1,11 +1,11 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
  * plan: what a move will cost, from what can be measured before it: the link (a short burst of bytes over the
- * control connection), the disks' deltas (generation maps and allocation), the guest's memory (a sample of its pages)
- * and how fast it gets dirty (QEMU's calc-dirty-rate, which runs while the destination prepares).
+ * control connection), the disks' deltas (generation maps and allocation), the guest's memory (a sample of
+ * its pages) and how fast it gets dirty (QEMU's calc-dirty-rate, which runs while the destination prepares).
  *
- * The model is the usual geometric one for pre-copy (Clark et al., NSDI 2005): each pass sends what got dirty during
- * the one before, so V bytes at rate R with dirty rate D take V / (R - D).
+ * The model is the usual geometric one for pre-copy (Clark et al., NSDI 2005): each pass sends what got dirty
+ * during the one before, so V bytes at rate R with dirty rate D take V / (R - D).
  */
 #include "base/clock.h"
 #include "base/json.h"
@@ -22,10 +22,11 @@
 #define PAGE 4096u
 #define DIRTY_SECONDS 1
 
-/* Rates of this program and of QEMU, on one core of an ordinary machine, for when the link is faster than they are. */
+/* Rates of this program and of QEMU, on one core of an ordinary machine, for when the link is faster than
+ * they are. */
 #define DISK_PATH_RATE (400e6)
 #define MEMORY_PATH_RATE (300e6)
-#define SCAN_RATE (6e9) /* zero pages are only looked at */
+#define SCAN_RATE (6e9)   /* zero pages are only looked at */
 #define FIXED_SECONDS 0.9 /* QEMU's start at the destination, hand-shakes, the last fsyncs */
 #define FIXED_BLACKOUT_MS 45
 
@@ -46,7 +47,8 @@ static int burst(struct departure *departure, size_t bytes, int64_t *ret_ns, str
         if (r < 0)
             return r;
     } while (!last);
-    int r = session_wait(&departure->session, FRAME_PROBED, began + MOVE_ANSWER_MS * NSEC_PER_MSEC, &mail, err);
+    int r =
+        session_wait(&departure->session, FRAME_PROBED, began + MOVE_ANSWER_MS * NSEC_PER_MSEC, &mail, err);
     if (r < 0)
         return r;
     free(mail);
@@ -90,7 +92,8 @@ static bool page_is_zero(int fd, off_t offset)
     return page[0] == 0 && memcmp(page, page + 1, sizeof page - sizeof *page) == 0;
 }
 
-/* Bytes of RAM that are not zero: allocated extents of the memfd, and of those the share in an even sample. */
+/* Bytes of RAM that are not zero: allocated extents of the memfd, and of those the share in an even sample.
+ */
 static uint64_t used_memory(struct departure *departure)
 {
     int fd = qemu_ram_fd(machine_qemu(departure->machine));
@@ -112,13 +115,15 @@ static uint64_t used_memory(struct departure *departure)
     return looked ? allocated / looked * used : allocated;
 }
 
-/* Bytes per second; QEMU was asked to measure at the stage's beginning. Waits for what is left of its second. */
+/* Bytes per second; QEMU was asked to measure at the stage's beginning. Waits for what is left of its second.
+ */
 static uint64_t memory_dirty_rate(struct departure *departure)
 {
     int64_t until = clock_now() + (DIRTY_SECONDS + 1) * NSEC_PER_SEC;
     while (clock_now() < until) {
         _cleanup_json_ json_t *answer = NULL;
-        if (qmp_execute(qemu_qmp(machine_qemu(departure->machine)), "query-dirty-rate", NULL, 2000, &answer, NULL) < 0)
+        if (qmp_execute(qemu_qmp(machine_qemu(departure->machine)), "query-dirty-rate", NULL, 2000, &answer,
+                        NULL) < 0)
             return 0;
         if (strcmp(json_str(answer, "status", ""), "measured") == 0)
             return json_u64(answer, "dirty-rate", 0) * MiB;
@@ -131,8 +136,9 @@ static uint64_t memory_dirty_rate(struct departure *departure)
 
 void plan_begin(struct departure *departure)
 {
-    qmp_execute(qemu_qmp(machine_qemu(departure->machine)), "calc-dirty-rate", json_pack("{s:i}", "calc-time", DIRTY_SECONDS),
-                2000, NULL, NULL); /* without an answer the dirty rate counts as 0 */
+    qmp_execute(qemu_qmp(machine_qemu(departure->machine)), "calc-dirty-rate",
+                json_pack("{s:i}", "calc-time", DIRTY_SECONDS), 2000, NULL,
+                NULL); /* without an answer the dirty rate counts as 0 */
 }
 
 /* --- the model ------------------------------------------------------------------------------------------ */
@@ -164,12 +170,14 @@ int plan_predict(struct departure *departure, struct err *err)
     double seconds = precopy_seconds((double)used_memory(departure), memory_rate, dirty, &memory_bytes);
     seconds += (double)machine_config(departure->machine)->memory / SCAN_RATE;
     seconds += disk_bytes / MIN(link, DISK_PATH_RATE) + 6 * prediction->rtt_ms / 1000;
-    seconds += departure->options.dry_run ? FIXED_SECONDS : (double)(clock_now() - departure->began) / NSEC_PER_SEC + 0.1;
+    seconds += departure->options.dry_run ? FIXED_SECONDS
+                                          : (double)(clock_now() - departure->began) / NSEC_PER_SEC + 0.1;
     prediction->seconds = seconds;
     prediction->disk_bytes = (uint64_t)disk_bytes;
     prediction->memory_bytes = (uint64_t)memory_bytes;
-    prediction->blackout_ms = (uint64_t)(FIXED_BLACKOUT_MS + 3 * prediction->rtt_ms +
-                                         MIN((double)departure->options.max_blackout_ms * 2 / 5, dirty / memory_rate * 100));
+    prediction->blackout_ms =
+        (uint64_t)(FIXED_BLACKOUT_MS + 3 * prediction->rtt_ms +
+                   MIN((double)departure->options.max_blackout_ms * 2 / 5, dirty / memory_rate * 100));
     prediction->known = true;
     progress_predict(departure->progress, prediction);
     return 0;

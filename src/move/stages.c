@@ -7,18 +7,25 @@
 #include "move/departure.h"
 #include "move/fault.h"
 
+/* clang-format off */
 const struct stage stages[STAGE_COUNT] = {
-    [STAGE_PREPARE] = {"prepare", "the destination checks and reserves all that it needs",
-                       departure_prepare, departure_unprepare, arrival_prepare, arrival_unprepare},
-    [STAGE_TRANSFER] = {"transfer", "disk, then memory, go over while the guest runs",
-                        departure_transfer, departure_untransfer, arrival_transfer, NULL},
-    [STAGE_PAUSE] = {"pause", "the guest stands still; the last changes go over and are made durable",
-                     departure_pause, departure_unpause, arrival_pause, NULL},
-    [STAGE_COMMIT] = {"commit", "the epoch changes hands, the guest runs at the destination",
-                      departure_commit, NULL, arrival_commit, NULL},
-    [STAGE_FINISH] = {"finish", "the source becomes a replica",
-                      departure_finish, NULL, arrival_finish, NULL},
+    [STAGE_PREPARE] = {
+        "prepare", "the destination checks and reserves all that it needs",
+        departure_prepare, departure_unprepare, arrival_prepare, arrival_unprepare},
+    [STAGE_TRANSFER] = {
+        "transfer", "disk, then memory, go over while the guest runs",
+        departure_transfer, departure_untransfer, arrival_transfer, NULL},
+    [STAGE_PAUSE] = {
+        "pause", "the guest stands still; the last changes go over and are made durable",
+        departure_pause, departure_unpause, arrival_pause, NULL},
+    [STAGE_COMMIT] = {
+        "commit", "the epoch changes hands, the guest runs at the destination",
+        departure_commit, NULL, arrival_commit, NULL},
+    [STAGE_FINISH] = {
+        "finish", "the source becomes a replica",
+        departure_finish, NULL, arrival_finish, NULL},
 };
+/* clang-format on */
 
 /* One way to walk both columns: `side` says which. */
 static int run(bool source, void *move, enum stage_number number, struct err *err)
@@ -70,12 +77,14 @@ static int walk(bool source, void *move, enum stage_number first, enum stage_num
     return 0;
 }
 
-int stages_walk_source(struct departure *departure, enum stage_number first, enum stage_number last, struct err *err)
+int stages_walk_source(struct departure *departure, enum stage_number first, enum stage_number last,
+                       struct err *err)
 {
     return walk(true, departure, first, last, err);
 }
 
-int stages_walk_destination(struct arrival *arrival, enum stage_number first, enum stage_number last, struct err *err)
+int stages_walk_destination(struct arrival *arrival, enum stage_number first, enum stage_number last,
+                            struct err *err)
 {
     return walk(false, arrival, first, last, err);
 }
