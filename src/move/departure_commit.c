@@ -164,6 +164,8 @@ static int become_replica(struct departure *departure, struct err *err)
         lineage->claim = LINEAGE_REPLICA;
         lineage->complete = lineage_newest(lineage)->generation;
         r = disk_set_lineage(disk, lineage, err);
+        if (r == 0)
+            disk_thaw(disk); /* a write that QEMU left behind fails now, instead of holding up the close */
     }
     if (r == 0)
         r = machine_close_disks(departure->machine, err);
