@@ -225,7 +225,9 @@ int join_accept(struct host *host, const struct id *secret, struct peer *joiner,
         r = check_invite(host, invite, err);
     if (r < 0)
         return r;
-    snprintf(joiner->name, sizeof joiner->name, "%s", json_str(invite, "name", joiner->name));
+    const char *alias = json_str(invite, "name", NULL);
+    if (alias)
+        snprintf(joiner->name, sizeof joiner->name, "%s", alias);
     time_text(joiner->since);
     if (fingerprint_equal(&joiner->fingerprint, tls_identity_fingerprint(host->identity)))
         return err_set(err, EINVAL, "a host cannot join itself");
