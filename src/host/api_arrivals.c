@@ -18,7 +18,8 @@
 #include <string.h>
 
 #define READY_MSEC 20000
-#define YIELD_MSEC 8000 /* for an earlier try of the same move to go away */
+#define YIELD_MSEC \
+    12000 /* for an earlier try to go away: it may first have to notice that its source is gone */
 
 struct arriving {
     struct id vm, move;

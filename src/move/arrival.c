@@ -32,7 +32,7 @@ void arrival_failed(struct arrival *arrival, const struct err *err)
 
 bool arrival_may_roll_back(const struct arrival *arrival)
 {
-    return epoch_get(arrival->epoch)->role != EPOCH_OWNER;
+    return !arrival->taken;
 }
 
 /* --- links ------------------------------------------------------------------------------------------------
@@ -388,6 +388,7 @@ int arrival_cancel(struct arrival *arrival, struct err *err)
     int r = control && !arrival->session.lost.code ? link_send(control, FRAME_CANCEL, NULL, 0, NULL, 0, err)
                                                    : -ENOTCONN;
     pthread_mutex_unlock(&arrival->lock);
+    arrival->give_up = true;
     if (r < 0) /* nobody there to ask: give up by ourselves */
         session_cancel(&arrival->session);
     return 0;

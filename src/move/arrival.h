@@ -37,6 +37,8 @@ struct arrival {
     pthread_t thread;
     _Atomic enum move_outcome outcome;
     atomic_bool run_here;
+    atomic_bool give_up; /* somebody here wants it over: refuse as soon as the source cannot be asked */
+    bool taken;          /* the epoch is ours */
     bool resumed;
 
     struct id move;

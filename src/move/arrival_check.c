@@ -14,7 +14,7 @@
 static int check_role(const struct arrival *arrival, struct err *err)
 {
     const struct epoch_record *record = epoch_get(arrival->epoch);
-    if (record->role == EPOCH_OWNER) {
+    if (record->role == EPOCH_OWNER && !record->forked) {
         err_set(err, EEXIST, "%s belongs to this host (epoch %llu)", arrival->config.name,
                 (unsigned long long)record->epoch);
         return err_hint(err, "it may run in one place only; compare: orai info %s, on both hosts",

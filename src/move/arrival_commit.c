@@ -32,6 +32,7 @@ int arrival_refuse(struct arrival *arrival, struct err *err)
     struct epoch_record record = *epoch_get(arrival->epoch);
     record.role = EPOCH_REPLICA;
     record.ready = false;
+    record.forked = false;
     record.epoch = arrival->next_epoch - 1;
     record.refused = arrival->next_epoch;
     return epoch_set(arrival->epoch, &record, err);
@@ -75,6 +76,7 @@ static int take(struct arrival *arrival, const json_t *addresses, struct err *er
     int r = epoch_set(arrival->epoch, &record, err);
     if (r < 0)
         return r;
+    arrival->taken = true;
     r = fault_point(err, "destination.commit.written");
     own_disks(arrival);
     if (arrival->guest_runs && (r = qemu_cont(machine_qemu(arrival->machine), err)) < 0)
@@ -135,12 +137,12 @@ static int wait_commit(struct arrival *arrival, struct err *err)
             return r; /* the source has rolled back by its own word */
         if (arrival_take_connection(arrival))
             continue;
-        if (r == -ECANCELED || clock_now() > refuse_at) {
+        if (r == -ECANCELED || arrival->give_up || clock_now() > refuse_at) {
             int refused = arrival_refuse(arrival, err);
             if (refused == 0)
                 return err_set(err, ETIMEDOUT,
-                               r == -ECANCELED ? "cancelled here: refused durably"
-                                               : "the source did not come back: refused durably");
+                               arrival->give_up ? "cancelled here: refused durably"
+                                                : "the source did not come back: refused durably");
         }
         clock_sleep(50 * NSEC_PER_MSEC);
     }

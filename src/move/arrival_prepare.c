@@ -471,7 +471,9 @@ void arrival_unprepare(struct arrival *arrival)
     if (epoch_get(arrival->epoch)->role != EPOCH_ARRIVING)
         return;
     struct epoch_record record = arrival->before;
-    record.role = EPOCH_REPLICA;
+    record.role = EPOCH_REPLICA; /* also if it was a fork: what it wrote may be gone by now */
+    record.forked = false;
+    record.refused = epoch_get(arrival->epoch)->refused;
     record.move = arrival->move;
     record.peer.fingerprint = arrival->source;
     snprintf(record.peer.name, sizeof record.peer.name, "%s", arrival->source_name);

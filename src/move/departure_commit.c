@@ -59,6 +59,7 @@ static int ask(struct departure *departure, enum answer *ret, struct err *err)
     if (r < 0)
         return r;
     struct mail *mail;
+    session_uncancel(&departure->session); /* a cancel that crossed the commit is too late */
     r = session_next(&departure->session, clock_now() + MOVE_ANSWER_MS * NSEC_PER_MSEC, &mail, err);
     if (r == -EAGAIN)
         return err_set(err, ETIMEDOUT, "the destination has not answered the commit");
@@ -128,7 +129,6 @@ static int keep(struct departure *departure, int code, const char *why, struct e
 int departure_commit(struct departure *departure, struct err *err)
 {
     if (!departure->resumed) {
-        session_uncancel(&departure->session);
         int r = session_check(&departure->session, err);
         if (r == 0)
             r = record_commit(departure, err);

@@ -8,6 +8,9 @@
 #include <errno.h>
 #include <string.h>
 
+/* What a byte of a frame is on the wire: TLS records, and per 1448 of them the headers of TCP, IPv4 and
+ * Ethernet. The user's limit is about the wire. */
+#define WIRE_OVERHEAD 1.05
 #define MAX_MAIL 64
 #define LAST_WORDS_NS (300 * NSEC_PER_MSEC) /* from a broken connection to the error frame on another */
 #define MAIL_PATIENCE_NS (5 * NSEC_PER_SEC) /* less than the peer's, which hears no ping meanwhile */
@@ -22,7 +25,7 @@ int session_init(struct session *session, uint64_t bandwidth, struct err *err)
     pthread_condattr_setclock(&attr, CLOCK_MONOTONIC);
     pthread_cond_init(&session->changed, &attr);
     pthread_condattr_destroy(&attr);
-    session->budget = budget_new(bandwidth);
+    session->budget = budget_new((uint64_t)((double)bandwidth / WIRE_OVERHEAD));
     return session->budget ? 0 : err_set(err, ENOMEM, "out of memory");
 }
 
@@ -48,8 +51,8 @@ void session_stop(struct session *session)
 /* The control link goes last: what a data link's thread meets it reports there. */
 void session_reset(struct session *session)
 {
-    /* Relay and links call into each other: all are stopped, then the relay's thread ends, then the links', and what
-     * they used is freed last. */
+    /* Relay and links call into each other: all are stopped, then the relay's thread ends, then the links',
+     * and what they used is freed last. */
     session_stop(session);
     relay_join(session->relay);
     for (unsigned i = 0; i < session->data_count; i++)
