@@ -274,8 +274,8 @@ uint64_t relocate_estimate(struct relocate *relocate, uint32_t upto)
 
 void relocate_claim(const struct relocate *relocate, struct lineage *claim)
 {
-    bool whole = relocate->next >= relocate->blocks;
-    bool past_turn = relocate->next >= relocate->turn;
+    bool whole = relocate->sealed && relocate->next >= relocate->blocks;
+    bool past_turn = relocate->sealed && relocate->next >= relocate->turn;
     claim->claim = LINEAGE_PARTIAL;
     claim->complete = whole ? relocate->sealed : relocate->base;
     claim->reached = whole ? 0 : past_turn ? relocate->sealed : relocate->reached;
