@@ -176,10 +176,10 @@ int vm_qemu(const struct host *host, const char *name, int *ret_pidfd)
 int vm_ask(const struct host *host, const char *name, json_t *request, int msec, json_t **ret_answer,
            struct err *err)
 {
-    _cleanup_json_ json_t *consumed = request;
     char path[PATH_MAX];
     vm_run_path(host, name, "control.sock", path);
     int r = msg_call(path, request, -1, msec, ret_answer, err);
+    json_decref(request);
     if (r == -ENOENT || r == -ECONNREFUSED)
         return err_set(err, ENOTCONN, "no orai-vm runs for \"%s\"", name);
     return r;
