@@ -369,9 +369,10 @@ static int make_relocate(struct departure *departure, size_t i, const struct lin
     struct disk_range *fork = NULL;
     size_t fork_count = 0;
     if (base->forked) {
-        progress_note(departure->progress,
-                      "the copy of disk %zu on %s had been run by itself: what it wrote there is replaced", i,
-                      departure->options.peer.name);
+        progress_note(
+            departure->progress,
+            "the copy of disk %zu on %s is a fork: it had been run by itself, and what it wrote is replaced",
+            i, departure->options.peer.name);
         int r = receive_forks(departure, i, &fork, &fork_count, err);
         if (r < 0)
             return r;
