@@ -179,24 +179,32 @@ void operation_end(struct operations *operations, const struct id *id, json_t *r
     }
     snprintf(kind, sizeof kind, "%s", json_str(row, "kind", ""));
     snprintf(subject, sizeof subject, "%s", json_str(row, "vm", ""));
-    _cleanup_json_ json_t *members = ending(operations, result, err);
+    json_t *members = ending(operations, result, err);
+    json_t *event = json_pack("{s:s, s:s, s:o, s:o}", "operation", text, "kind", kind, "state",
+                              json_deep_copy(json_object_get(members, "state")), "error",
+                              json_deep_copy(json_object_get(members, "error")));
     store_end(operations, text, row, members);
+    json_decref(members);
     pthread_mutex_unlock(&operations->lock);
-    event_add(operations->events, "operation.ended", subject,
-              json_pack("{s:s, s:s, s:O, s:O?}", "operation", text, "kind", kind, "state",
-                        json_object_get(members, "state"), "error", json_object_get(members, "error")));
+    event_add(operations->events, "operation.ended", subject, event);
     operations->wake(operations->arg);
+}
+
+/* Locked: references to rows are counted under the lock only. */
+static int get(struct operations *operations, const char *id, json_t **ret, struct err *err)
+{
+    _cleanup_json_ json_t *row = json_incref(json_object_get(operations->running, id));
+    int r = row ? 0 : registry_get(operations->registry, REGISTRY_OPERATIONS, NULL, id, &row, err);
+    if (r == 0)
+        *ret = public_json(row);
+    return r;
 }
 
 int operation_get(struct operations *operations, const struct id *id, json_t **ret, struct err *err)
 {
     char text[ID_TEXT_SIZE];
-    _cleanup_json_ json_t *row = NULL;
     pthread_mutex_lock(&operations->lock);
-    row = json_incref(json_object_get(operations->running, id_format(id, text)));
-    int r = row ? 0 : registry_get(operations->registry, REGISTRY_OPERATIONS, NULL, text, &row, err);
-    if (r == 0)
-        *ret = public_json(row);
+    int r = get(operations, id_format(id, text), ret, err);
     pthread_mutex_unlock(&operations->lock);
     return r == -ENOENT ? err_set(err, ENOENT, "there is no operation %s", text) : r;
 }
