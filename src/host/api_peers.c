@@ -69,12 +69,12 @@ int api_join(struct host *host, struct request *request, struct answer *ret, str
         r = body_number(request->body, "port", 1, UINT16_MAX, &port, err);
     if (r == 0)
         r = protocol_check(json_object_get(request->body, "protocol"), name, err);
-    if (r == 0 && (!address[0] || snprintf(joiner.address, sizeof joiner.address, "%s", address) >=
-                                      (int)sizeof joiner.address))
-        r = err_set(err, EINVAL, "\"address\" must have 1 to %zu characters", sizeof joiner.address - 1);
+    if (r == 0 && !peer_address_ok(address))
+        r = err_set(err, EINVAL, "\"address\" must be a host name or number");
     if (r < 0)
         return r;
     snprintf(joiner.name, sizeof joiner.name, "%s", name);
+    snprintf(joiner.address, sizeof joiner.address, "%s", address);
     joiner.port = (uint16_t)port;
     r = join_accept(host, &secret, &joiner, err);
     return r < 0 ? r

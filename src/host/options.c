@@ -177,8 +177,8 @@ static int check(struct host_options *options, struct err *err)
                 options->name);
         return err_hint(err, "give another one with --name");
     }
-    if (options->advertise && (!options->advertise[0] || strlen(options->advertise) > 255))
-        return err_set(err, EINVAL, "--advertise must be an address");
+    if (options->advertise && !peer_address_ok(options->advertise))
+        return err_set(err, EINVAL, "--advertise: \"%s\" is not an address", options->advertise);
     int r = make_absolute(&options->state_dir, "--state-dir", err);
     if (r == 0)
         r = make_absolute(&options->run_dir, "--run-dir", err);

@@ -20,13 +20,23 @@ bool peer_name_ok(const char *name)
     return true;
 }
 
+bool peer_address_ok(const char *address)
+{
+    size_t length = strlen(address);
+    if (length == 0 || length >= sizeof((struct peer *)0)->address)
+        return false;
+    for (const char *c = address; *c; c++)
+        if (!isalnum((unsigned char)*c) && !strchr(".:-_", *c))
+            return false;
+    return true;
+}
+
 int peer_from_json(const json_t *row, struct peer *ret, struct err *err)
 {
     struct peer peer = {0};
     uint64_t port = json_u64(row, "port", 0);
     const char *name = json_str(row, "name", ""), *address = json_str(row, "address", "");
-    if (!peer_name_ok(name) || !address[0] || strlen(address) >= sizeof peer.address || port < 1 ||
-        port > UINT16_MAX ||
+    if (!peer_name_ok(name) || !peer_address_ok(address) || port < 1 || port > UINT16_MAX ||
         hex_parse(json_str(row, "fingerprint", ""), peer.fingerprint.bytes, HASH_SIZE) < 0)
         return err_set(err, EBADMSG, "the registry's entry for peer \"%.63s\" is damaged", name);
     snprintf(peer.name, sizeof peer.name, "%s", name);

@@ -27,6 +27,9 @@ struct peer {
 /* [a-zA-Z0-9][a-zA-Z0-9._-]*, at most 63 characters: hosts, VMs and images alike. */
 bool peer_name_ok(const char *name);
 
+/* A host name or an IPv4 or IPv6 number by its characters: nothing that means anything else inside a URL. */
+bool peer_address_ok(const char *address);
+
 /* -ENOENT with the hint `orai peer invite`. */
 int peer_find(struct registry *registry, const char *name, struct peer *ret, struct err *err);
 /* -ENOENT when no peer has this key. */

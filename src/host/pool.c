@@ -5,6 +5,7 @@
 #include "base/macro.h"
 
 #include <errno.h>
+#include <malloc.h>
 #include <pthread.h>
 #include <stdio.h>
 #include <string.h>
@@ -89,9 +90,12 @@ static void *worker(void *arg)
         free(work);
         pthread_mutex_lock(&pool->lock);
     }
-    pool->threads--;
+    bool last = --pool->threads == 0;
     pthread_cond_broadcast(&pool->left);
     pthread_mutex_unlock(&pool->lock);
+    /* The pool may be gone from here on. */
+    if (last)
+        malloc_trim(0); /* what the busy time took goes back to the system */
     return NULL;
 }
 

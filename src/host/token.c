@@ -118,7 +118,7 @@ static bool parse_bytes(struct reader *in, struct token *token)
     if (token->address_count < 1 || token->address_count > TOKEN_MAX_ADDRESSES || token->port == 0)
         return false;
     for (unsigned i = 0; i < token->address_count; i++)
-        if (!take_text(in, token->addresses[i], TOKEN_ADDRESS_SIZE))
+        if (!take_text(in, token->addresses[i], TOKEN_ADDRESS_SIZE) || !peer_address_ok(token->addresses[i]))
             return false;
     return in->left == 0;
 }

@@ -188,10 +188,12 @@ static bool should_resume(struct vms *vms, struct vm *vm, const struct epoch_rec
     _cleanup_close_ int pidfd = -1;
     switch (record->role) {
     case EPOCH_OWNER:
-        if (!vm_desired(vms, vm->name))
-            return false;
+        /* A guest that has just arrived, or is being stopped, is not among the wanted ones, and still must
+         * not be left alone. */
         if (vm_qemu(vms->host, vm->name, &pidfd) == 0)
             return true;
+        if (!vm_desired(vms, vm->name))
+            return false;
         if (!claimed(vms, vm))
             take_crash(vms, vm);
         return false;

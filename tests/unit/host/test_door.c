@@ -296,7 +296,8 @@ static void odd_requests_get_an_answer_or_the_end(void **state)
     expect_answer(r, "DELETE /v1/vms/x HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\n\r\n", "HTTP/1.1 404");
     expect_answer(r, "POST /v1/invites HTTP/1.1\r\nHost: x\r\nContent-Length: 5\r\n\r\nhello",
                   "HTTP/1.1 400");
-    expect_answer(r, "POST /v1/invites HTTP/1.1\r\nHost: x\r\nContent-Length: 9999999\r\n\r\n", "HTTP/1.1 413");
+    expect_answer(r, "POST /v1/invites HTTP/1.1\r\nHost: x\r\nContent-Length: 9999999\r\n\r\n",
+                  "HTTP/1.1 413");
     expect_answer(r, "POST /v1/invites HTTP/1.1\r\nHost: x\r\nContent-Length: -1\r\n\r\n", "HTTP/1.1 400");
     expect_answer(r, "POST /v1/invites HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n",
                   "HTTP/1.1 400");

@@ -82,6 +82,21 @@ static void what_is_no_token_is_refused_with_words(void **state)
     }
 }
 
+static void addresses_that_mean_more_in_a_url_are_refused(void **state)
+{
+    static const char *const bad[] = {"", "a/b", "a b", "user@host", "a#b", "a?b", "a%31", "[::1]", "a\nb"};
+    static const char *const good[] = {"192.0.2.1", "2001:db8::1", "host-1.example", "a_b"};
+    for (size_t i = 0; i < ARRAY_SIZE(bad); i++)
+        assert_false(peer_address_ok(bad[i]));
+    for (size_t i = 0; i < ARRAY_SIZE(good); i++)
+        assert_true(peer_address_ok(good[i]));
+    struct token token = sample(), back;
+    struct err err;
+    char text[TOKEN_TEXT_SIZE];
+    strcpy(token.addresses[1], "evil/path");
+    assert_int_equal(token_parse(token_format(&token, text), &back, &err), -EINVAL);
+}
+
 /* --- the inviting side -----------------------------------------------------------------------------------
  */
 
@@ -245,6 +260,7 @@ int main(void)
         cmocka_unit_test(blanks_around_a_token_are_ignored),
         cmocka_unit_test(every_changed_or_missing_character_is_noticed),
         cmocka_unit_test(what_is_no_token_is_refused_with_words),
+        cmocka_unit_test(addresses_that_mean_more_in_a_url_are_refused),
         HOST_TEST(the_secret_is_stored_only_as_its_hash),
         HOST_TEST(an_invite_is_redeemed_once),
         HOST_TEST(an_unknown_secret_is_refused),
