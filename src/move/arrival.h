@@ -2,7 +2,8 @@
  *
  * arrival: the destination's side of a move; its column of the stage table. Internal to src/move.
  *
- *   arrival.c           the object, its thread, greeting connections, what others may ask of it
+ *   arrival.c           the object, its thread, what others may ask of it
+ *   arrival_links.c     its connections: greeting, who is who, where frames go
  *   arrival_prepare.c   checks and reserves; builds the disks on their bases; starts QEMU with -incoming
  *   arrival_transfer.c  blocks to the disks, the stream to QEMU, marks and claims; "ready"
  *   arrival_commit.c    the commit, waiting for it over broken links, refusing it
@@ -37,8 +38,9 @@ struct arrival {
     pthread_t thread;
     _Atomic enum move_outcome outcome;
     atomic_bool run_here;
-    atomic_bool give_up; /* somebody here wants it over: refuse as soon as the source cannot be asked */
-    bool taken;          /* the epoch is ours */
+    atomic_bool give_up,
+        cancel_asked; /* somebody here wants it over: refuse as soon as the source cannot be asked */
+    bool taken;       /* the epoch is ours */
     bool resumed;
 
     struct id move;
@@ -55,10 +57,14 @@ struct arrival {
     pthread_mutex_t lock;
     pthread_cond_t greeters_gone;
     int greeters;
-    struct link *unassigned[ARRIVAL_MAX_LINKS]; /* no hello yet, or turned away */
-    struct link *next_control; /* the source's new connection, while `session` still has the old one */
+    struct unassigned {
+        struct link *link;
+        bool ended;
+    } unassigned[ARRIVAL_MAX_LINKS]; /* no hello yet, or turned away */
+    bool closing;                    /* no new connections */
+    struct link *next_control;       /* the source's new connection, while `session` still has the old one */
     uint32_t marks[MOVE_MAX_CONNECTIONS]; /* newest mark seen on each */
-    bool receiving;                       /* disks are open: runs are welcome */
+    atomic_bool receiving;                /* disks are open: runs are welcome */
     json_t *shown;                        /* the source's newest progress */
     struct err why;
 
@@ -85,6 +91,8 @@ uint32_t arrival_marked(struct arrival *arrival);
 int arrival_claim(struct arrival *arrival, const struct mail *mail, struct err *err);
 /* Makes the kept claims up to the mark `sequence` the disks' own. */
 int arrival_apply_claims(struct arrival *arrival, uint32_t sequence, struct err *err);
+/* arrival_links.c: no connection from here on; joins those that there are. */
+void arrival_close_links(struct arrival *arrival);
 /* arrival_commit.c */
 int arrival_refuse(struct arrival *arrival, struct err *err);
 /* Takes the source's new connection in place of the broken one. false: there is none. */

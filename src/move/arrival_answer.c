@@ -11,9 +11,14 @@
 #include "move/move.h"
 #include "move/session.h"
 
+#include <errno.h>
+#include <stdatomic.h>
 #include <stdlib.h>
 
+#define MAX_CONVERSATIONS 4 /* anyone who knows a VM's id may knock */
 #define ANSWER_NS (20 * NSEC_PER_SEC)
+
+static atomic_int conversations;
 
 struct answer {
     const struct move_host *host;
@@ -34,10 +39,18 @@ static int on_frame(void *arg, struct link *link, const struct frame *frame, con
     return session_post(arg, link, frame, payload, err);
 }
 
-/* Refused is refused for ever; an epoch that is ours, or that went on from here, had been taken. */
-static enum frame_type verdict(const struct answer *answer, uint64_t epoch)
+/* Refused is refused for ever; an epoch that is ours, or that went on from here, had been taken. About
+ * anything else nothing durable is known, and then nothing may be said. */
+static int verdict(const struct answer *answer, uint64_t epoch, enum frame_type *ret, struct err *err)
 {
-    return epoch <= answer->record.refused || epoch > answer->record.epoch ? FRAME_REFUSED : FRAME_RUNNING;
+    const struct epoch_record *record = &answer->record;
+    if (epoch == record->refused)
+        *ret = FRAME_REFUSED;
+    else if (epoch <= record->epoch && record->role != EPOCH_ARRIVING)
+        *ret = FRAME_RUNNING;
+    else
+        return err_set(err, ENOENT, "nothing is known here about epoch %llu", (unsigned long long)epoch);
+    return 0;
 }
 
 static int converse(struct answer *answer, struct session *session, struct err *err)
@@ -57,7 +70,9 @@ static int converse(struct answer *answer, struct session *session, struct err *
         (r = session_wait_json(session, FRAME_COMMIT, deadline, &commit, err)) < 0 ||
         (r = json_get_u64(commit, "epoch", "commit", &epoch, err)) < 0)
         return r;
-    enum frame_type type = verdict(answer, epoch);
+    enum frame_type type = FRAME_REFUSED;
+    if ((r = verdict(answer, epoch, &type, err)) < 0)
+        return r;
     log_info("the source asks about epoch %llu: %s", (unsigned long long)epoch, frame_type_name(type));
     if ((r = link_send_json(session->control, type, hello, err)) < 0 ||
         (r = link_drain(session->control, deadline, err)) < 0)
@@ -90,6 +105,7 @@ static void *answer_thread(void *arg)
         log_warning("a late connection from the source: %s", err.text);
     session_done(&session);
     free(answer);
+    atomic_fetch_sub(&conversations, 1);
     return NULL;
 }
 
@@ -100,7 +116,10 @@ void arrival_answer(const struct move_host *host, const struct id *vm, const str
     pthread_t thread;
     if (answer)
         *answer = (struct answer){host, *vm, *record, socket};
-    if (!answer || pthread_create(&thread, NULL, answer_thread, answer) != 0) {
+    if (!answer || atomic_fetch_add(&conversations, 1) >= MAX_CONVERSATIONS ||
+        pthread_create(&thread, NULL, answer_thread, answer) != 0) {
+        if (answer)
+            atomic_fetch_sub(&conversations, 1);
         close(socket);
         free(answer);
         return;

@@ -89,8 +89,8 @@ static int check_space(const struct arrival *arrival, uint64_t disk_bytes, struc
     uint64_t room = (uint64_t)fs.f_bavail * fs.f_frsize, here = bytes_here(arrival);
     if (disk_bytes <= here || disk_bytes - here <= room)
         return 0;
-    err_set(err, ENOSPC, "not enough space: the disks need %s more, %s has %s left", size_format(disk_bytes - here, need),
-            arrival->host->env.vm_dir, size_format(room, have));
+    err_set(err, ENOSPC, "not enough space: the disks need %s more, %s has %s left",
+            size_format(disk_bytes - here, need), arrival->host->env.vm_dir, size_format(room, have));
     return err_hint(err, "make room there, for example by: orai replica list, orai replica drop NAME");
 }
 

@@ -47,45 +47,69 @@ static int answer(struct arrival *arrival, enum frame_type type)
     return r < 0 ? r : link_drain(control, clock_now() + 2 * NSEC_PER_SEC, NULL);
 }
 
-/* The disks become the newest there are. Failing here loses nothing: a later start of the owner's disk does
- * it again. */
+static int own_disk(struct disk *disk, struct err *err)
+{
+    _cleanup_(lineage_freep) struct lineage *lineage = NULL;
+    int r = disk_lineage(disk, &lineage, err);
+    if (r < 0)
+        return r;
+    lineage->claim = LINEAGE_OWNER;
+    return disk_set_lineage(disk, lineage, err);
+}
+
+/* The disks become the newest there are. The guest waits until they are: it could not write before. */
 static void own_disks(struct arrival *arrival)
 {
-    struct err err;
+    struct err err = ERR_NONE;
     for (size_t i = 0; i < machine_disk_count(arrival->machine); i++) {
         struct disk *disk = machine_disk(arrival->machine, i);
-        _cleanup_(lineage_freep) struct lineage *lineage = NULL;
-        int r = disk_lineage(disk, &lineage, &err);
-        if (r == 0) {
-            lineage->claim = LINEAGE_OWNER;
-            r = disk_set_lineage(disk, lineage, &err);
+        for (int tries = 0; own_disk(disk, &err) < 0; tries++) {
+            if (tries == 0)
+                log_error("the guest waits for its disk: %s; trying again each second", err.text);
+            clock_sleep(NSEC_PER_SEC);
         }
-        if (r < 0)
-            log_warning("%s", err.text);
         disk_thaw(disk);
     }
 }
 
-/* The commit is ours: durable first, then the guest runs. */
+/* The commit is ours: durable first, then the guest runs. A failure is before the durable write. */
 static int take(struct arrival *arrival, const json_t *addresses, struct err *err)
 {
     struct epoch_record record = *epoch_get(arrival->epoch);
     record.role = EPOCH_OWNER;
     record.ready = false;
     record.forked = false;
+    record.guest_runs = arrival->guest_runs;
     int r = epoch_set(arrival->epoch, &record, err);
     if (r < 0)
         return r;
     arrival->taken = true;
-    r = fault_point(err, "destination.commit.written");
+    if (fault_point(err, "destination.commit.written") < 0)
+        log_warning("%s", err->text);
     own_disks(arrival);
-    if (arrival->guest_runs && (r = qemu_cont(machine_qemu(arrival->machine), err)) < 0)
+    if (arrival->guest_runs && qemu_cont(machine_qemu(arrival->machine), err) < 0)
         log_error("the guest is here but does not run: %s", err->text);
     machine_announce(arrival->machine, addresses);
     return 0;
 }
 
-static int on_commit(struct arrival *arrival, const struct mail *mail, struct err *err)
+/* After "ready" there are three ends only: the epoch taken, refused durably, or given up by the source
+ * itself. Whatever else fails here (a full disk under the record, say) is tried again. */
+enum end { END_NONE, END_TAKEN, END_REFUSED, END_SOURCE_GAVE_UP };
+
+static enum end refuse(struct arrival *arrival, const char *why, struct err *err)
+{
+    int r = arrival_refuse(arrival, err);
+    if (r < 0) {
+        log_error("cannot refuse durably: %s", err->text);
+        return END_NONE;
+    }
+    answer(arrival, FRAME_REFUSED);
+    err_set(err, EOWNERDEAD, "%s: refused durably", why);
+    return END_REFUSED;
+}
+
+static enum end on_commit(struct arrival *arrival, const struct mail *mail, struct err *err)
 {
     _cleanup_json_ json_t *commit = NULL;
     uint64_t epoch;
@@ -95,60 +119,67 @@ static int on_commit(struct arrival *arrival, const struct mail *mail, struct er
     if (r == 0 && epoch != arrival->next_epoch)
         r = err_set(err, ESTALE, "a commit for epoch %llu, not %llu", (unsigned long long)epoch,
                     (unsigned long long)arrival->next_epoch);
-    if (r < 0)
-        return r;
-    arrival->guest_runs = json_bool(commit, "guest_runs", true);
-    if (!qemu_alive(arrival)) {
-        r = arrival_refuse(arrival, err);
-        if (r == 0)
-            answer(arrival, FRAME_REFUSED);
-        return r < 0
-                   ? r
-                   : err_set(err, EOWNERDEAD, "QEMU on the destination ended before the guest ran: refused");
+    if (r == 0) {
+        if (!qemu_alive(arrival))
+            return refuse(arrival, "QEMU on the destination ended before the guest ran", err);
+        arrival->guest_runs = json_bool(commit, "guest_runs", true);
+        r = take(arrival, json_object_get(commit, "addresses"), err);
     }
-    return take(arrival, json_object_get(commit, "addresses"), err);
+    if (r == 0)
+        return END_TAKEN;
+    log_error("the commit cannot be taken: %s", err->text);
+    return END_NONE;
 }
 
-/* Before any commit was heard of. 0 = the guest is ours. */
-static int wait_commit(struct arrival *arrival, struct err *err)
+/* Waits a little for the source. -EAGAIN: it is there and silent. */
+static enum end listen_to_source(struct arrival *arrival, int *ret_code, struct err *err)
+{
+    struct mail *mail;
+    enum end end = END_NONE;
+    *ret_code = session_next(&arrival->session, clock_now() + 200 * NSEC_PER_MSEC, &mail, err);
+    if (*ret_code == 0) {
+        if (mail->frame.type == FRAME_COMMIT)
+            end = on_commit(arrival, mail, err);
+        free(mail);
+    } else if (arrival->session.peer_failed) {
+        end = END_SOURCE_GAVE_UP;
+    }
+    return end;
+}
+
+static enum end wait_commit(struct arrival *arrival, struct err *err)
 {
     int64_t refuse_at = clock_now() + HOLD_NS;
-    for (;;) {
+    enum end end = END_NONE;
+    while (end == END_NONE) {
+        int r;
         if (arrival->run_here) {
             arrival->guest_runs = true;
-            return take(arrival, NULL, err);
-        }
-        struct mail *mail;
-        int r = session_next(&arrival->session, clock_now() + 200 * NSEC_PER_MSEC, &mail, err);
-        if (r == 0) {
-            if (mail->frame.type == FRAME_COMMIT)
-                r = on_commit(arrival, mail, err);
-            enum frame_type type = mail->frame.type;
-            free(mail);
-            if (type == FRAME_COMMIT && (r == 0 || arrival_may_roll_back(arrival)))
-                return r;
+            end = take(arrival, NULL, err) == 0 ? END_TAKEN : END_NONE;
+            arrival->run_here = false;
             continue;
         }
+        end = listen_to_source(arrival, &r, err);
+        if (end != END_NONE || r == 0)
+            continue;
         if (r == -EAGAIN && arrival->session.control) {
             refuse_at = clock_now() + HOLD_NS;
             continue;
         }
-        if (arrival->session.peer_failed)
-            return r; /* the source has rolled back by its own word */
         if (arrival_take_connection(arrival))
             continue;
-        if (r == -ECANCELED || arrival->give_up || clock_now() > refuse_at) {
-            int refused = arrival_refuse(arrival, err);
-            if (refused == 0)
-                return err_set(err, ETIMEDOUT,
-                               arrival->give_up ? "cancelled here: refused durably"
-                                                : "the source did not come back: refused durably");
-        }
-        clock_sleep(50 * NSEC_PER_MSEC);
+        if (arrival->give_up)
+            end = refuse(arrival, "cancelled here", err);
+        else if (clock_now() > refuse_at)
+            end = refuse(arrival, "the source did not come back", err);
+        if (end == END_NONE)
+            clock_sleep(50 * NSEC_PER_MSEC);
     }
+    return end;
 }
 
-static int reopen(struct arrival *arrival, struct err *err)
+/* After a crash of orai-vm: the QEMU that had loaded the guest, if it is still there. */
+static enum end reopen(struct arrival *arrival, struct err *err)
 {
     int r = machine_new(&arrival->host->env, &arrival->config, &arrival->machine, err);
     if (r == 0)
@@ -156,19 +187,21 @@ static int reopen(struct arrival *arrival, struct err *err)
     if (r == 0)
         r = machine_adopt(arrival->machine, arrival->host->on_qemu_event, arrival->host->arg, err);
     if (r == 0)
-        return 0;
+        return END_NONE;
     log_warning("the guest that had arrived is lost here (%s): the source will be told to keep it",
                 err->text);
-    int refused = arrival_refuse(arrival, err);
-    return refused < 0
-               ? refused
-               : err_set(err, EOWNERDEAD, "QEMU on the destination ended before the guest ran: refused");
+    enum end end;
+    while ((end = refuse(arrival, "QEMU on the destination ended before the guest ran", err)) == END_NONE)
+        clock_sleep(NSEC_PER_SEC);
+    return end;
 }
 
 int arrival_commit(struct arrival *arrival, struct err *err)
 {
-    int r = arrival->resumed ? reopen(arrival, err) : 0;
-    return r < 0 ? r : wait_commit(arrival, err);
+    enum end end = arrival->resumed ? reopen(arrival, err) : END_NONE;
+    if (end == END_NONE)
+        end = wait_commit(arrival, err);
+    return end == END_TAKEN ? 0 : -err->code;
 }
 
 /* The guest runs here; the source is told, and told again if it asks on a new connection (arrival_answer). */

@@ -51,23 +51,26 @@ static bool base_image(const struct arrival *arrival, size_t i, char path[PATH_M
 /* --- what we have ----------------------------------------------------------------------------------------
  */
 
-/* The copy's lineage, or NULL: none, damaged, or of another size, which all mean "build it anew". */
-static struct lineage *copy_lineage(const struct arrival *arrival, size_t i)
+/* The copy's lineage, or NULL: none, damaged, or of another size, which all mean "build it anew". Any other
+ * failure to open it (in use, I/O error) is no reason to throw it away. */
+static int copy_lineage(const struct arrival *arrival, size_t i, struct lineage **ret, struct err *err)
 {
     char path[PATH_MAX];
     struct disk *disk;
-    struct lineage *lineage = NULL;
-    struct err err;
+    *ret = NULL;
     if (access(disk_image(arrival, i, path), F_OK) < 0)
-        return NULL;
-    if (disk_open(path, DISK_READ_ONLY, &disk, &err) < 0) {
-        log_warning("the old copy %s is of no use: %s", path, err.text);
-        return NULL;
+        return errno == ENOENT ? 0 : err_sys(err, errno, "cannot look at the old copy %s", path);
+    int r = disk_open(path, DISK_READ_ONLY, &disk, err);
+    if (r == -ENOENT || r == -EBADMSG) {
+        log_warning("the old copy %s is of no use: %s", path, err->text);
+        return 0;
     }
+    if (r < 0)
+        return err_context(err, "the old copy cannot be used, nor replaced");
     if (disk_size(disk) == arrival->config.disks[i].size)
-        disk_lineage(disk, &lineage, NULL);
+        r = disk_lineage(disk, ret, err);
     disk_close(disk, NULL);
-    return lineage;
+    return r;
 }
 
 static int send_lineage(struct arrival *arrival, size_t i, const struct lineage *lineage, struct err *err)
@@ -123,8 +126,10 @@ static int send_prepared(struct arrival *arrival, json_t *wanted, struct err *er
     for (size_t i = 0; i < arrival->config.disk_count; i++) {
         char path[PATH_MAX];
         struct id hash;
-        _cleanup_(lineage_freep) struct lineage *lineage = copy_lineage(arrival, i);
-        int r = lineage ? send_lineage(arrival, i, lineage, err) : 0;
+        _cleanup_(lineage_freep) struct lineage *lineage = NULL;
+        int r = copy_lineage(arrival, i, &lineage, err);
+        if (r == 0 && lineage)
+            r = send_lineage(arrival, i, lineage, err);
         if (r < 0)
             return r;
         json_array_append_new(disks, json_pack("{s:b, s:b}", "copy", lineage != NULL, "image",
@@ -310,8 +315,8 @@ static int record_arriving(struct arrival *arrival, struct err *err)
 static int forward_back(void *arg, const void *data, size_t size)
 {
     struct arrival *arrival = arg;
-    if (!data)
-        return 0;
+    if (!data || arrival->session.data_count == 0)
+        return data ? -ENOTCONN : 0;
     return link_send(arrival->session.data[0], FRAME_BACK, NULL, 0, data, size, NULL);
 }
 
@@ -457,7 +462,7 @@ void arrival_unprepare(struct arrival *arrival)
     pthread_mutex_lock(&arrival->lock);
     arrival->receiving = false;
     pthread_mutex_unlock(&arrival->lock);
-    session_reset(&arrival->session); /* joins the threads that write to the disks */
+    arrival_close_links(arrival); /* joins the threads that write to the disks */
     if (arrival->machine) {
         if (machine_qemu(arrival->machine) && machine_stop(arrival->machine, 2000, &err) < 0)
             log_warning("%s", err.text);

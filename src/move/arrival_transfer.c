@@ -73,21 +73,43 @@ int arrival_claim(struct arrival *arrival, const struct mail *mail, struct err *
             continue;
         claim->sequence = wire.sequence;
         claim->disk = wire.disk;
-        return lineage_decode(bytes, size, &claim->lineage, err);
+        if ((r = lineage_decode(bytes, size, &claim->lineage, err)) < 0)
+            return r;
+        /* Only the hand-over's claim may say more than "partial". */
+        enum lineage_claim right = wire.flags & WIRE_CLAIM_FINAL ? LINEAGE_REPLICA : LINEAGE_PARTIAL;
+        return claim->lineage->claim == right ? 0 : err_set(err, EPROTO, "the source sent a wrong claim");
     }
     return err_set(err, EMSGSIZE, "the source sends lineages faster than the protocol allows");
 }
 
-int arrival_apply_claims(struct arrival *arrival, uint32_t sequence, struct err *err)
+/* The newest claim for `disk` up to the mark; older ones are outdated by it and dropped. */
+static struct lineage *newest_claim(struct arrival *arrival, size_t disk, uint32_t sequence)
 {
+    struct lineage *newest = NULL;
+    uint32_t newest_sequence = 0;
     for (size_t i = 0; i < ARRIVAL_MAX_CLAIMS; i++) {
         struct arrival_claim *claim = &arrival->claims[i];
-        if (!claim->lineage || (int32_t)(claim->sequence - sequence) > 0)
+        if (!claim->lineage || claim->disk != disk || (int32_t)(claim->sequence - sequence) > 0)
             continue;
-        int r = disk_set_lineage(machine_disk(arrival->machine, claim->disk), claim->lineage, err);
+        struct lineage *lineage = TAKE_PTR(claim->lineage);
+        if (newest && (int32_t)(claim->sequence - newest_sequence) < 0) {
+            lineage_free(lineage);
+            continue;
+        }
+        lineage_free(newest);
+        newest = lineage;
+        newest_sequence = claim->sequence;
+    }
+    return newest;
+}
+
+int arrival_apply_claims(struct arrival *arrival, uint32_t sequence, struct err *err)
+{
+    for (size_t i = 0; i < arrival->config.disk_count; i++) {
+        _cleanup_(lineage_freep) struct lineage *claim = newest_claim(arrival, i, sequence);
+        int r = claim ? disk_set_lineage(machine_disk(arrival->machine, i), claim, err) : 0;
         if (r < 0)
             return r;
-        lineage_free(TAKE_PTR(claim->lineage));
     }
     return 0;
 }

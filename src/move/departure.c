@@ -69,6 +69,8 @@ void departure_qemu_event(struct departure *departure, const char *event, const 
 /* A process that has ended but was not reaped yet has ended; a pidfd is readable then. */
 bool departure_qemu_alive(const struct departure *departure)
 {
+    if (!machine_qemu(departure->machine))
+        return false;
     struct pollfd gone = {.fd = qemu_pidfd(machine_qemu(departure->machine)), .events = POLLIN};
     return poll(&gone, 1, 0) == 0;
 }
@@ -84,10 +86,8 @@ int departure_check(struct departure *departure, struct err *err)
 static void record_outcome(struct departure *departure, int r, struct err *err)
 {
     enum move_outcome outcome = MOVE_MOVED;
-    if (r == -EOWNERDEAD)
-        outcome = MOVE_GUEST_LOST;
-    else if (r < 0 && departure_may_roll_back(departure))
-        outcome = MOVE_STAYED;
+    if (r < 0 && departure_may_roll_back(departure))
+        outcome = departure_qemu_alive(departure) ? MOVE_STAYED : MOVE_GUEST_LOST;
     else if (r == 0 && departure->options.dry_run)
         outcome = MOVE_PREDICTED;
     if (r < 0) {
@@ -176,19 +176,17 @@ int departure_cancel(struct departure *departure, struct err *err)
 {
     if (departure->outcome != MOVE_RUNNING)
         return err_set(err, EALREADY, "the move is over");
-    /* Once the commit is written a cancel is too late; the walker then ignores it (session_uncancel). */
-    if (!departure_may_roll_back(departure)) {
+    if (!session_cancel(&departure->session)) {
         err_set(err, EALREADY, "the commit was made: the guest belongs to %s", departure->options.peer.name);
         return err_hint(err, "if %s never comes back: orai recover %s --run-here",
                         departure->options.peer.name, machine_config(departure->machine)->name);
     }
-    session_cancel(&departure->session);
     return 0;
 }
 
 int departure_run_here(struct departure *departure, struct err *err)
 {
-    if (departure->outcome != MOVE_RUNNING || departure_may_roll_back(departure))
+    if (departure->outcome != MOVE_RUNNING || !departure->committed)
         return err_set(err, EINVAL, "no commit is waiting for an answer: there is nothing to decide");
     departure->run_here = true;
     session_wake(&departure->session);

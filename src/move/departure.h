@@ -30,8 +30,9 @@ struct departure {
     struct progress_numbers numbers;
     pthread_t thread;
     _Atomic enum move_outcome outcome;
-    atomic_bool run_here; /* a human decided; set by any thread */
-    bool resumed;         /* after a crash of orai-vm: only the commit is left */
+    atomic_bool committed; /* what the epoch record says, for other threads */
+    atomic_bool run_here;  /* a human decided; set by any thread */
+    bool resumed;          /* after a crash of orai-vm: only the commit is left */
 
     uint64_t next_epoch; /* what the destination will hold */
     struct prediction prediction;
@@ -46,6 +47,7 @@ struct departure {
     unsigned next_link;
     bool round_open;
     int64_t round_ended;
+    int64_t switch_judged; /* when allow_switch last looked at the whole map */
 
     /* Memory. */
     bool migrating;             /* QEMU was told to migrate */

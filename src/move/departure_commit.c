@@ -36,12 +36,21 @@ static int record_commit(struct departure *departure, struct err *err)
     return epoch_set(departure->epoch, &record, err);
 }
 
-static int take_back(struct departure *departure, struct err *err)
+/* Tried until it works: as long as the record says "committed", this host may not run the guest, nor may it
+ * forget it. */
+static void take_back(struct departure *departure, bool by_hand)
 {
+    struct err err = ERR_NONE;
     struct epoch_record record = *epoch_get(departure->epoch);
     record.epoch++;
     record.role = EPOCH_OWNER;
-    return epoch_set(departure->epoch, &record, err);
+    record.forked = by_hand; /* perhaps it runs there as well */
+    for (int tries = 0; epoch_set(departure->epoch, &record, &err) < 0; tries++) {
+        if (tries == 0)
+            log_error("the guest waits for its epoch record: %s; trying again each second", err.text);
+        clock_sleep(NSEC_PER_SEC);
+    }
+    departure->committed = false;
 }
 
 enum answer { ANSWER_RUNNING, ANSWER_REFUSED };
@@ -59,7 +68,6 @@ static int ask(struct departure *departure, enum answer *ret, struct err *err)
     if (r < 0)
         return r;
     struct mail *mail;
-    session_uncancel(&departure->session); /* a cancel that crossed the commit is too late */
     r = session_next(&departure->session, clock_now() + MOVE_ANSWER_MS * NSEC_PER_MSEC, &mail, err);
     if (r == -EAGAIN)
         return err_set(err, ETIMEDOUT, "the destination has not answered the commit");
@@ -108,20 +116,12 @@ static int ask_until_answered(struct departure *departure, enum answer *ret)
     return r;
 }
 
-static bool qemu_is_there(struct departure *departure)
-{
-    return machine_qemu(departure->machine) && departure_qemu_alive(departure);
-}
-
 /* The guest comes back: the record first, then the rollbacks of the stage table continue it. */
 static int keep(struct departure *departure, int code, const char *why, struct err *err)
 {
-    int r = take_back(departure, err);
-    if (r < 0)
-        return r;
-    if (!qemu_is_there(departure)) {
+    take_back(departure, code == EINTR);
+    if (!departure_qemu_alive(departure))
         return err_set(err, EOWNERDEAD, "%s, and the guest's QEMU has ended here", why);
-    }
     departure->frozen = true; /* also after departure_resume: thaw is what is needed */
     return err_set(err, code, "%s", why);
 }
@@ -129,15 +129,18 @@ static int keep(struct departure *departure, int code, const char *why, struct e
 int departure_commit(struct departure *departure, struct err *err)
 {
     if (!departure->resumed) {
-        int r = session_check(&departure->session, err);
+        int r = session_decide(&departure->session, err);
         if (r == 0)
             r = record_commit(departure, err);
         if (r < 0)
             return r;
+        departure->committed = true;
         if (fault_point(err, "source.commit.written") < 0)
             log_warning("%s", err->text);
     } else {
         departure->guest_runs = epoch_get(departure->epoch)->guest_runs;
+        departure->committed = true;
+        session_uncancel(&departure->session);
     }
     enum answer answer;
     int r = ask_until_answered(departure, &answer);
@@ -161,8 +164,10 @@ static int become_replica(struct departure *departure, struct err *err)
         r = disk_lineage(disk, &lineage, err);
         if (r < 0)
             return r;
-        lineage->claim = LINEAGE_REPLICA;
         lineage->complete = lineage_newest(lineage)->generation;
+        /* After a power cut since the commit, what the crash rule marked may differ from what went over. */
+        bool strayed = disk_count(disk, lineage->complete, UINT32_MAX) > 0;
+        lineage->claim = strayed ? LINEAGE_FORK : LINEAGE_REPLICA;
         r = disk_set_lineage(disk, lineage, err);
         if (r == 0)
             disk_thaw(disk); /* a write that QEMU left behind fails now, instead of holding up the close */

@@ -86,9 +86,9 @@ static int open_link(struct departure *departure, bool control, int64_t deadline
     struct link_options options = {
         .vm = machine_config(departure->machine)->id,
         .epoch = departure->next_epoch,
-        .budget = control ? NULL : departure->session.budget,
+        .budget = departure->session.budget, /* control too: files and probes are not small */
         .heartbeat = control,
-        .stall_ms = MOVE_STALL_MS,
+        .stall_ms = control ? MOVE_STALL_MS : MOVE_DATA_STALL_MS,
         .queue_bytes = control ? 0 : queue_bytes(departure),
     };
     struct link_handler handler = {.frame = on_frame, .closed = on_closed, .arg = departure};

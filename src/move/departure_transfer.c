@@ -28,7 +28,9 @@
 #define MAX_BULK_ROUNDS 30
 #define READY_NS (50 * NSEC_PER_MSEC)       /* the disk is ready for the switch when its rest takes less */
 #define SIDE_ROUND_NS (400 * NSEC_PER_MSEC) /* how often a round goes beside memory */
-#define CHECKPOINT_BYTES (256 * MiB)       /* how often a long round lets the destination claim what it has */
+#define JUDGE_NS (100 * NSEC_PER_MSEC)      /* how often the whole map is looked at beside memory */
+#define MAX_OPEN_MARKS 2             /* a destination with a slow disk is not given more to make durable */
+#define CHECKPOINT_BYTES (256 * MiB) /* how often a long round lets the destination claim what it has */
 #define PAUSE_LIMIT_NS (20 * NSEC_PER_SEC) /* a pause that takes longer is rolled back */
 
 /* --- disk rounds ------------------------------------------------------------------------------------------
@@ -125,6 +127,15 @@ static int begin_round(struct departure *departure, enum lineage_kind kind, stru
     return 0;
 }
 
+/* Marks that the destination has not made durable yet. */
+static uint32_t marks_open(struct departure *departure)
+{
+    pthread_mutex_lock(&departure->session.lock);
+    uint32_t open = departure->mark - departure->session.marked;
+    pthread_mutex_unlock(&departure->session.lock);
+    return open;
+}
+
 static int send_round_claim(struct departure *departure, size_t i, uint32_t sequence, unsigned flags,
                             struct err *err)
 {
@@ -174,7 +185,7 @@ static int mark_round(struct departure *departure, bool final, struct err *err)
  * go on saying that it is one until all that it wrote has been replaced. */
 static int mark_checkpoint(struct departure *departure, size_t i, struct err *err)
 {
-    if (departure->forked[i])
+    if (departure->forked[i] || marks_open(departure) >= MAX_OPEN_MARKS)
         return 0;
     int r = send_round_claim(departure, i, departure->mark + 1, WIRE_CLAIM_LAST, err);
     return r < 0 ? r : send_mark(departure, err);
@@ -184,7 +195,7 @@ static int wait_marked(struct departure *departure, struct err *err)
 {
     int64_t deadline = clock_now() + 4 * MOVE_ANSWER_MS * NSEC_PER_MSEC;
     int r = departure_check(departure, err);
-    while (r == 0 && (int32_t)(departure->session.marked - departure->mark) < 0) {
+    while (r == 0 && marks_open(departure) > 0) {
         if (clock_now() > deadline)
             return err_set(err, ETIMEDOUT,
                            "the destination's disk does not keep up: a round was not durable in time");
@@ -369,7 +380,8 @@ static int side_round(struct departure *departure, struct err *err)
 {
     const struct slice little = {.max_bytes = 8 * MiB, .until_switch = true};
     int r = 0;
-    if (!departure->round_open && clock_now() - departure->round_ended > SIDE_ROUND_NS)
+    if (!departure->round_open && marks_open(departure) < MAX_OPEN_MARKS &&
+        clock_now() - departure->round_ended > SIDE_ROUND_NS)
         r = begin_round(departure, LINEAGE_ROUND, err);
     if (r < 0 || !departure->round_open)
         return r;
@@ -382,9 +394,14 @@ static int side_round(struct departure *departure, struct err *err)
 /* QEMU may stop the guest when the disk's rest would go over in a moment, or when the user said so. */
 static int allow_switch(struct departure *departure, uint64_t *downtime_ms, struct err *err)
 {
+    if (clock_now() - departure->switch_judged < JUDGE_NS)
+        return 0;
+    departure->switch_judged = clock_now();
     uint64_t pending = pending_bytes(departure);
     double rate = (double)MAX(departure->prediction.link_rate, UINT64_C(1));
-    bool ready = (double)pending * NSEC_PER_SEC <= rate * READY_NS || pending <= MiB || forced(departure);
+    bool little = (double)pending * NSEC_PER_SEC <= rate * READY_NS || pending <= MiB;
+    /* What was sent and is not durable there yet would be waited for with the guest standing still. */
+    bool ready = (little && marks_open(departure) == 0) || forced(departure);
     departure->numbers.disk_remaining = pending;
     uint64_t wanted = ready ? memory_downtime_ms(departure) : 0;
     if (wanted == *downtime_ms)
@@ -450,7 +467,8 @@ int departure_transfer(struct departure *departure, struct err *err)
 void departure_untransfer(struct departure *departure)
 {
     struct err err;
-    if (departure->migrating && qemu_migrate_cancel(machine_qemu(departure->machine), &err) < 0)
+    if (departure->migrating && departure_qemu_alive(departure) &&
+        qemu_migrate_cancel(machine_qemu(departure->machine), &err) < 0)
         log_warning("cannot cancel QEMU's migration: %s", err.text);
     departure->migrating = false;
     if (departure->session.relay)
@@ -515,6 +533,7 @@ void departure_unpause(struct departure *departure)
     for (size_t i = 0; departure->frozen && i < departure_disks(departure); i++)
         disk_thaw(machine_disk(departure->machine, i));
     departure->frozen = false;
-    if (departure->guest_runs && qemu_cont(machine_qemu(departure->machine), &err) < 0)
+    if (departure->guest_runs && departure_qemu_alive(departure) &&
+        qemu_cont(machine_qemu(departure->machine), &err) < 0)
         log_error("cannot continue the guest: %s", err.text);
 }

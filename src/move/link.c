@@ -254,7 +254,9 @@ static int send_some(struct link *link, struct err *err)
 static bool outdated(struct link *link, const struct frame *frame)
 {
     pthread_mutex_lock(&link->lock);
-    bool old = !id_equal(&frame->vm, &link->options.vm) || frame->epoch < link->epoch;
+    /* An error counts whatever the epoch: the peer may not know yet which one was agreed on. */
+    bool old = !id_equal(&frame->vm, &link->options.vm) ||
+               (frame->epoch < link->epoch && frame->type != FRAME_ERROR);
     pthread_mutex_unlock(&link->lock);
     return old;
 }

@@ -17,6 +17,7 @@
 
 #define PROBE_CHUNK (64u << 10)
 #define PROBE_ENOUGH_NS (120 * NSEC_PER_MSEC)
+#define PROBE_MIN_BYTES (64u << 10)
 #define PROBE_MAX_BYTES (32u << 20)
 #define SAMPLE_PAGES 2048u
 #define PAGE 4096u
@@ -67,7 +68,10 @@ static int measure_link(struct departure *departure, struct err *err)
         rtt = MIN(rtt, took);
     }
     double rate = 0;
-    for (size_t bytes = 1 << 20; bytes <= PROBE_MAX_BYTES; bytes *= 2) {
+    size_t most = PROBE_MAX_BYTES;
+    if (departure->options.bandwidth) /* a tenth of a second of it */
+        most = MIN(most, MAX(departure->options.bandwidth / 10, (uint64_t)PROBE_MIN_BYTES));
+    for (size_t bytes = PROBE_MIN_BYTES; bytes <= most; bytes *= 2) {
         int r = burst(departure, bytes, &took, err);
         if (r < 0)
             return r;

@@ -79,6 +79,20 @@ static int join_bridge(int control, const char *name, const char *bridge, struct
     return 0;
 }
 
+/* A bridge takes the lowest address of its ports as its own. A tap that comes and goes with its guest must
+ * not change that, or the host's neighbours lose it for as long as they remember the old one. */
+static int raise_address(int control, const char *name, struct err *err)
+{
+    struct ifreq request;
+    set_name(&request, name);
+    if (ioctl(control, SIOCGIFHWADDR, &request) < 0)
+        return err_sys(err, errno, "cannot read the address of the tap %s", name);
+    request.ifr_hwaddr.sa_data[0] = (char)0xfe;
+    if (ioctl(control, SIOCSIFHWADDR, &request) < 0)
+        return err_sys(err, errno, "cannot set the address of the tap %s", name);
+    return 0;
+}
+
 static int set_up(int control, const char *name, struct err *err)
 {
     struct ifreq request;
@@ -99,7 +113,9 @@ int tap_open(const char *name, const char *bridge, struct err *err)
     _cleanup_close_ int control = socket(AF_INET, SOCK_DGRAM | SOCK_CLOEXEC, 0);
     if (control < 0)
         return err_sys(err, errno, "cannot make a socket");
-    int r = bridge[0] ? join_bridge(control, name, bridge, err) : 0;
+    int r = raise_address(control, name, err);
+    if (r == 0 && bridge[0])
+        r = join_bridge(control, name, bridge, err);
     if (r == 0)
         r = set_up(control, name, err);
     return r < 0 ? r : TAKE_FD(fd);

@@ -1,0 +1,373 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * The destination's connections. oraid hands over sockets (arrival_connection); a short-lived greeter does
+ * the TLS handshake, with the one source that this arrival is for; the first frame must be a hello, which
+ * says what the connection is: "control", "data" number N, or "again" (the source asks about its commit after
+ * a broken link).
+ *
+ * Until its hello a link is "unassigned". Links that were turned away stay there until they end and are
+ * reaped when the next one comes, or at the end. Lock order: arrival->lock, then session->lock.
+ */
+#include "base/clock.h"
+#include "base/json.h"
+#include "base/log.h"
+#include "base/macro.h"
+#include "move/arrival.h"
+
+#include <errno.h>
+#include <string.h>
+
+#define GREET_NS (10 * NSEC_PER_SEC)
+
+static int say_hello(struct arrival *arrival, struct link *link, struct err *err)
+{
+    _cleanup_json_ json_t *hello = json_pack("{s:i, s:s, s:s}", "protocol", MOVE_PROTOCOL_VERSION, "host",
+                                             arrival->host->name, "version", ORAI_VERSION);
+    return link_send_json(link, FRAME_HELLO, hello, err);
+}
+
+/* The source closes the connection when it hears this. */
+static int turn_away(struct arrival *arrival, struct link *link, struct err *why)
+{
+    err_where(why, arrival->host->name, "prepare");
+    _cleanup_json_ json_t *json = err_to_json(why);
+    return link_send_json(link, FRAME_ERROR, json, NULL);
+}
+
+/* Moves the link out of the unassigned ones. With the lock held. */
+static void assign(struct arrival *arrival, struct link *link, struct link **slot)
+{
+    for (size_t i = 0; i < ARRIVAL_MAX_LINKS; i++)
+        if (arrival->unassigned[i].link == link)
+            arrival->unassigned[i].link = NULL;
+    *slot = link;
+}
+
+struct hello {
+    const char *role;
+    uint64_t protocol, index;
+    struct id move;
+};
+
+static int read_hello(const json_t *json, struct hello *ret, struct err *err)
+{
+    int r = json_get_string(json, "role", "hello", &ret->role, err);
+    if (r == 0)
+        r = json_get_u64(json, "protocol", "hello", &ret->protocol, err);
+    if (r == 0)
+        r = json_get_id(json, "move", "hello", &ret->move, err);
+    ret->index = json_u64(json, "index", 0);
+    return r;
+}
+
+/* With the lock held. 1: the walker takes it over, and answers. */
+static int place(struct arrival *arrival, struct link *link, const struct hello *hello, struct err *err)
+{
+    struct session *session = &arrival->session;
+    bool same = id_equal(&hello->move, &arrival->move), moving = !arrival->ready && !arrival->closing;
+    if (strcmp(hello->role, "control") == 0 && moving && !session->control && !arrival->resumed) {
+        arrival->move = hello->move;
+        assign(arrival, link, &session->control);
+        return 0;
+    }
+    if (strcmp(hello->role, "data") == 0 && moving && same && hello->index == session->data_count &&
+        hello->index < MOVE_MAX_CONNECTIONS) {
+        assign(arrival, link, &session->data[hello->index]);
+        session->data_count++;
+        return 0;
+    }
+    if (strcmp(hello->role, "again") == 0 && same && arrival->ready && !arrival->closing &&
+        !arrival->next_control) {
+        /* Lost first: once published, the walker may reset the session at any moment. */
+        session_lost(session, &(struct err){.code = ECONNRESET, .text = "the source has connected anew"});
+        assign(arrival, link, &arrival->next_control);
+        return 1;
+    }
+    return err_set(err, EBUSY, "a connection for another move, or out of turn");
+}
+
+static int check_protocol(const struct hello *hello, const char *version, struct err *err)
+{
+    if (hello->protocol == MOVE_PROTOCOL_VERSION)
+        return 0;
+    err_set(err, ENOTSUP,
+            "this host speaks version %d of the move protocol, the source version %llu (Orai %s)",
+            MOVE_PROTOCOL_VERSION, (unsigned long long)hello->protocol, version);
+    return err_hint(err, "upgrade Orai on the older host");
+}
+
+static int on_hello(struct arrival *arrival, struct link *link, const struct frame *frame,
+                    const uint8_t *payload, struct err *err)
+{
+    _cleanup_json_ json_t *json = NULL;
+    struct hello hello;
+    int r = json_parse((const char *)payload, frame->length, "the source's hello", &json, err);
+    if (r == 0)
+        r = read_hello(json, &hello, err);
+    if (r < 0)
+        return r;
+    link_set_epoch(link, frame->epoch);
+    r = check_protocol(&hello, json_str(json, "version", "?"), err);
+    if (r == 0) {
+        pthread_mutex_lock(&arrival->lock);
+        if (!arrival->source_name[0])
+            snprintf(arrival->source_name, sizeof arrival->source_name, "%s", json_str(json, "host", "?"));
+        r = place(arrival, link, &hello, err);
+        pthread_mutex_unlock(&arrival->lock);
+    }
+    if (r < 0)
+        return turn_away(arrival, link, err);
+    if (r == 0)
+        r = say_hello(arrival, link, err);
+    session_wake(&arrival->session);
+    return MIN(r, 0);
+}
+
+/* --- frames -----------------------------------------------------------------------------------------------
+ */
+
+enum kind { KIND_UNASSIGNED, KIND_CONTROL, KIND_DATA };
+
+/* Whose thread this is. A link that waits in next_control is a control link. */
+static enum kind kind_of(struct arrival *arrival, const struct link *link, unsigned *ret_index)
+{
+    enum kind kind = KIND_CONTROL;
+    pthread_mutex_lock(&arrival->lock);
+    for (size_t i = 0; i < ARRIVAL_MAX_LINKS; i++)
+        if (arrival->unassigned[i].link == link)
+            kind = KIND_UNASSIGNED;
+    for (unsigned i = 0; i < arrival->session.data_count; i++)
+        if (arrival->session.data[i] == link) {
+            kind = KIND_DATA;
+            *ret_index = i;
+        }
+    pthread_mutex_unlock(&arrival->lock);
+    return kind;
+}
+
+static int on_mark(struct arrival *arrival, unsigned index, const struct frame *frame, const uint8_t *payload,
+                   struct err *err)
+{
+    struct wire_mark mark;
+    int r = wire_mark_decode(payload, frame->length, &mark, err);
+    if (r < 0)
+        return r;
+    pthread_mutex_lock(&arrival->lock);
+    arrival->marks[index] = mark.sequence;
+    pthread_mutex_unlock(&arrival->lock);
+    session_wake(&arrival->session);
+    return 0;
+}
+
+static int on_data(struct arrival *arrival, unsigned index, const struct frame *frame, const uint8_t *payload,
+                   struct err *err)
+{
+    switch (frame->type) {
+    case FRAME_RUN:
+        return arrival_run(arrival, payload, frame->length, err);
+    case FRAME_MARK:
+        return on_mark(arrival, index, frame, payload, err);
+    case FRAME_STREAM:
+        if (!arrival->receiving || index != 0)
+            return err_set(err, EPROTO,
+                           "memory came before QEMU was ready for it, or on the wrong connection");
+        return relay_write(arrival->session.relay, payload, frame->length, err);
+    default:
+        return err_set(err, EPROTO, "\"%s\" on a data connection", frame_type_name(frame->type));
+    }
+}
+
+static void on_progress(struct arrival *arrival, const struct frame *frame, const uint8_t *payload)
+{
+    json_t *json;
+    if (json_parse((const char *)payload, frame->length, "progress", &json, NULL) < 0)
+        return; /* it is for show only */
+    pthread_mutex_lock(&arrival->lock);
+    json_decref(arrival->shown);
+    arrival->shown = json;
+    pthread_mutex_unlock(&arrival->lock);
+    if (arrival->host->on_change)
+        arrival->host->on_change(arrival->host->arg);
+}
+
+/* Somebody here wants the move over; only the source may roll it back. */
+static int ask_to_cancel(struct arrival *arrival, struct link *link, struct err *err)
+{
+    if (!arrival->give_up || arrival->cancel_asked)
+        return 0;
+    arrival->cancel_asked = true;
+    return link_send(link, FRAME_CANCEL, NULL, 0, NULL, 0, err);
+}
+
+static int on_control(struct arrival *arrival, struct link *link, const struct frame *frame,
+                      const uint8_t *payload, struct err *err)
+{
+    int r = ask_to_cancel(arrival, link, err);
+    if (r < 0)
+        return r;
+    switch (frame->type) {
+    case FRAME_PROBE: /* the source measures the link; the first byte of the last one is 1 */
+        return frame->length && payload[0] ? link_send(link, FRAME_PROBED, NULL, 0, NULL, 0, err) : 0;
+    case FRAME_PROGRESS:
+        on_progress(arrival, frame, payload);
+        return 0;
+    case FRAME_HELLO:
+    case FRAME_RUN:
+    case FRAME_MARK:
+    case FRAME_STREAM:
+        return err_set(err, EPROTO, "\"%s\" on the control connection", frame_type_name(frame->type));
+    default:
+        return session_post(&arrival->session, link, frame, payload, err);
+    }
+}
+
+static int on_frame(void *arg, struct link *link, const struct frame *frame, const uint8_t *payload,
+                    struct err *err)
+{
+    struct arrival *arrival = arg;
+    unsigned index = 0;
+    switch (kind_of(arrival, link, &index)) {
+    case KIND_UNASSIGNED:
+        return frame->type == FRAME_HELLO ? on_hello(arrival, link, frame, payload, err)
+                                          : err_set(err, EPROTO, "the first frame is not a hello");
+    case KIND_CONTROL:
+        return on_control(arrival, link, frame, payload, err);
+    case KIND_DATA:
+        return on_data(arrival, index, frame, payload, err);
+    }
+    return -EPROTO;
+}
+
+static void on_closed(void *arg, struct link *link, const struct err *err)
+{
+    struct arrival *arrival = arg;
+    bool in_use;
+    if (err->code)
+        log_info("connection from %s: %s", arrival->source_name, err->text);
+    pthread_mutex_lock(&arrival->lock);
+    in_use = link == arrival->session.control;
+    for (unsigned i = 0; i < arrival->session.data_count; i++)
+        in_use = in_use || link == arrival->session.data[i];
+    for (size_t i = 0; i < ARRIVAL_MAX_LINKS; i++)
+        if (arrival->unassigned[i].link == link)
+            arrival->unassigned[i].ended = true;
+    pthread_mutex_unlock(&arrival->lock);
+    if (in_use)
+        session_lost(&arrival->session, err);
+}
+
+/* --- greeting ---------------------------------------------------------------------------------------------
+ */
+
+/* Frees those that were turned away and have ended. Joining a thread that wants our lock must not be done
+ * under it. */
+static void reap(struct arrival *arrival)
+{
+    struct link *ended[ARRIVAL_MAX_LINKS] = {0};
+    pthread_mutex_lock(&arrival->lock);
+    for (size_t i = 0; i < ARRIVAL_MAX_LINKS; i++)
+        if (arrival->unassigned[i].ended) {
+            ended[i] = arrival->unassigned[i].link;
+            arrival->unassigned[i] = (struct unassigned){0};
+        }
+    pthread_mutex_unlock(&arrival->lock);
+    for (size_t i = 0; i < ARRIVAL_MAX_LINKS; i++)
+        link_free(ended[i]);
+}
+
+static void keep_link(struct arrival *arrival, struct tls *tls)
+{
+    struct err err = ERR_NONE;
+    struct link_handler handler = {.frame = on_frame, .closed = on_closed, .arg = arrival};
+    reap(arrival);
+    pthread_mutex_lock(&arrival->lock);
+    struct link_options options = {.vm = arrival->config.id, .heartbeat = true, .stall_ms = MOVE_STALL_MS};
+    struct link **slot = NULL;
+    for (size_t i = 0; i < ARRIVAL_MAX_LINKS && !slot; i++)
+        if (!arrival->unassigned[i].link)
+            slot = &arrival->unassigned[i].link;
+    if (!slot)
+        tls_close(tls);
+    else if (link_start(tls, &options, &handler, slot, &err) < 0)
+        log_warning("%s", err.text);
+    pthread_mutex_unlock(&arrival->lock);
+}
+
+struct greeting {
+    struct arrival *arrival;
+    int socket;
+};
+
+static void *greet(void *arg)
+{
+    struct greeting *greeting = arg;
+    struct arrival *arrival = greeting->arrival;
+    struct err err;
+    struct tls *tls;
+    if (tls_accept(arrival->host->identity, greeting->socket, &arrival->source, clock_now() + GREET_NS, &tls,
+                   &err) < 0)
+        log_warning("a connection for this VM was turned away: %s", err.text);
+    else
+        keep_link(arrival, tls);
+    free(greeting);
+    pthread_mutex_lock(&arrival->lock);
+    arrival->greeters--;
+    pthread_cond_broadcast(&arrival->greeters_gone);
+    pthread_mutex_unlock(&arrival->lock);
+    return NULL;
+}
+
+void arrival_connection(struct arrival *arrival, int socket)
+{
+    struct greeting *greeting = malloc(sizeof *greeting);
+    pthread_t thread;
+    pthread_mutex_lock(&arrival->lock);
+    bool room = greeting && arrival->greeters < ARRIVAL_MAX_LINKS && !arrival->closing;
+    if (room) {
+        *greeting = (struct greeting){arrival, socket};
+        room = pthread_create(&thread, NULL, greet, greeting) == 0;
+    }
+    if (room) {
+        pthread_detach(thread);
+        arrival->greeters++;
+    } else {
+        close(socket);
+        free(greeting);
+    }
+    pthread_mutex_unlock(&arrival->lock);
+}
+
+bool arrival_take_connection(struct arrival *arrival)
+{
+    struct err err = ERR_NONE;
+    pthread_mutex_lock(&arrival->lock);
+    struct link *link = arrival->next_control;
+    pthread_mutex_unlock(&arrival->lock);
+    if (!link)
+        return false;
+    session_reset(&arrival->session);
+    pthread_mutex_lock(&arrival->lock);
+    arrival->session.control = link;
+    arrival->next_control = NULL;
+    pthread_mutex_unlock(&arrival->lock);
+    if (say_hello(arrival, link, &err) < 0) /* it has ended before it was ours to hear of */
+        session_lost(&arrival->session, &err);
+    return true;
+}
+
+void arrival_close_links(struct arrival *arrival)
+{
+    pthread_mutex_lock(&arrival->lock);
+    arrival->closing = true;
+    while (arrival->greeters)
+        pthread_cond_wait(&arrival->greeters_gone, &arrival->lock);
+    struct link *left[ARRIVAL_MAX_LINKS + 1] = {[ARRIVAL_MAX_LINKS] = arrival->next_control};
+    for (size_t i = 0; i < ARRIVAL_MAX_LINKS; i++)
+        left[i] = arrival->unassigned[i].link;
+    memset(arrival->unassigned, 0, sizeof arrival->unassigned);
+    arrival->next_control = NULL;
+    pthread_mutex_unlock(&arrival->lock);
+    session_reset(&arrival->session);
+    for (size_t i = 0; i <= ARRIVAL_MAX_LINKS; i++)
+        link_free(left[i]);
+}
