@@ -63,8 +63,6 @@ static int check_startable(struct host *host, const char *name, bool fork_old_co
 {
     _cleanup_close_ int pidfd = -1;
     struct epoch_record record;
-    if (vm_process(host, name, &pidfd) == 0)
-        return err_set(err, EBUSY, "\"%s\" runs already", name);
     int r = vm_record(host, name, &record, err);
     if (r < 0)
         return r;
@@ -80,7 +78,7 @@ static int check_startable(struct host *host, const char *name, bool fork_old_co
         err_set(err, EBUSY, "a move of \"%s\" between this host and %s is not finished", name, peer);
         return err_hint(err, "orai status %s; orai recover %s", name, name);
     }
-    return 0;
+    return vm_process(host, name, &pidfd) == 0 ? err_set(err, EBUSY, "\"%s\" runs already", name) : 0;
 }
 
 static int start(struct host *host, const char *name, bool fork_old_copy, struct err *err)
