@@ -3,12 +3,20 @@
 # shellcheck disable=SC2034  # the lists are for whoever sources this
 # The Debian packages that Orai needs, in one place: sourced by check and demo.
 
+# Clang's sanitizers and libFuzzer, which the package clang only recommends.
+clang_runtime() {
+    case $(. /etc/os-release && echo "$VERSION_ID") in
+    12) echo libclang-rt-14-dev ;;
+    *) echo libclang-rt-19-dev ;;
+    esac
+}
+
 build_packages=(gcc libc6-dev make pkg-config meson ninja-build
     libssl-dev libjansson-dev libsqlite3-dev libwebsockets-dev libcurl4-openssl-dev libxxhash-dev libcmocka-dev)
 run_packages=(qemu-system-x86 qemu-utils iproute2 openssl)
 lab_packages=(python3 python3-pytest python3-yaml python3-jsonschema mmdebstrap busybox-static
     cpio xz-utils e2fsprogs apache2-utils)
-check_packages=(git clang clang-tidy shellcheck man-db fio nbdkit libnbd-bin bash-completion zsh fish)
+check_packages=(git clang "$(clang_runtime)" clang-tidy shellcheck man-db fio nbdkit libnbd-bin bash-completion zsh fish)
 
 is_installed() {
     dpkg-query -W -f '${Status}' "$1" 2>/dev/null | grep -q '^install ok installed'
