@@ -18,7 +18,7 @@
 #include <stdint.h>
 #include <sys/types.h>
 
-#define API_MAX_BODY (1u << 20)
+#define API_MAX_BODY (1U << 20)
 #define API_PATH_SIZE 512
 
 enum caller {

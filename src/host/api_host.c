@@ -12,6 +12,7 @@
 
 int api_openapi(struct host *host, struct request *request, struct answer *ret, struct err *err)
 {
+    (void)host, (void)request, (void)err;
     *ret = (struct answer){.status = 200, .text = openapi_text, .text_size = openapi_size};
     return 0;
 }
@@ -19,14 +20,15 @@ int api_openapi(struct host *host, struct request *request, struct answer *ret, 
 /* MemAvailable is the kernel's own estimate of what new programs may take. */
 static json_t *memory_json(void)
 {
-    unsigned long long total = 0, available = 0, value;
+    static const char total_key[] = "MemTotal:", available_key[] = "MemAvailable:";
+    unsigned long long total = 0, available = 0;
     char line[128];
     FILE *file = fopen("/proc/meminfo", "re");
     while (file && fgets(line, sizeof line, file)) {
-        if (sscanf(line, "MemTotal: %llu", &value) == 1)
-            total = value * 1024;
-        else if (sscanf(line, "MemAvailable: %llu", &value) == 1)
-            available = value * 1024;
+        if (strncmp(line, total_key, sizeof total_key - 1) == 0)
+            total = strtoull(line + sizeof total_key - 1, NULL, 10) * 1024;
+        else if (strncmp(line, available_key, sizeof available_key - 1) == 0)
+            available = strtoull(line + sizeof available_key - 1, NULL, 10) * 1024;
     }
     if (file)
         fclose(file);
@@ -35,15 +37,19 @@ static json_t *memory_json(void)
 
 int api_host(struct host *host, struct request *request, struct answer *ret, struct err *err)
 {
+    (void)request;
     const struct host_options *o = &host->options;
     struct statvfs space;
     if (statvfs(o->state_dir, &space) < 0)
         return err_sys(err, errno, "cannot look at %s", o->state_dir);
-    json_t *json = json_pack(
-        "{s:s, s:s, s:i, s:s, s:s?, s:i, s:o, s:o, s:{s:I, s:I}, s:o, s:i, s:s}", "name", o->name, "version",
-        ORAI_VERSION, "api", API_VERSION, "fingerprint", host->fingerprint, "address", o->advertise, "port",
-        (int)o->port, "protocol", protocol_range(), "qemu", qemu_facts_json(host->qemu), "space", "free",
-        (json_int_t)(space.f_bavail * space.f_frsize), "total", (json_int_t)(space.f_blocks * space.f_frsize),
-        "memory", memory_json(), "cpus", (int)sysconf(_SC_NPROCESSORS_ONLN), "started", host->started);
+    json_int_t unit = (json_int_t)space.f_frsize;
+    json_int_t free_bytes = (json_int_t)space.f_bavail * unit,
+               total_bytes = (json_int_t)space.f_blocks * unit;
+    json_t *json =
+        json_pack("{s:s, s:s, s:i, s:s, s:s?, s:i, s:o, s:o, s:{s:I, s:I}, s:o, s:i, s:s}", "name", o->name,
+                  "version", ORAI_VERSION, "api", API_VERSION, "fingerprint", host->fingerprint, "address",
+                  o->advertise, "port", (int)o->port, "protocol", protocol_range(), "qemu",
+                  qemu_facts_json(host->qemu), "space", "free", free_bytes, "total", total_bytes, "memory",
+                  memory_json(), "cpus", (int)sysconf(_SC_NPROCESSORS_ONLN), "started", host->started);
     return json ? answer_json(ret, 200, json) : err_set(err, ENOMEM, "out of memory");
 }

@@ -6,6 +6,7 @@
 
 int api_images(struct host *host, struct request *request, struct answer *ret, struct err *err)
 {
+    (void)request;
     json_t *images = NULL;
     int r = registry_list(host->registry, REGISTRY_IMAGES, &images, err);
     return r < 0 ? r : answer_json(ret, 200, json_pack("{s:o}", "images", images));

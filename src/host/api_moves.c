@@ -19,6 +19,8 @@
 
 #define ARRIVAL_MSEC 30000 /* the other oraid starts an orai-vm meanwhile */
 #define TELL_MSEC 10000
+#define MAX_BLACKOUT_MSEC 3600000                       /* an hour */
+#define MAX_TIMEOUT_MSEC (UINT64_C(365) * 24 * 3600000) /* a year */
 
 /* --- departure ------------------------------------------------------------------------------------------ */
 
@@ -142,9 +144,9 @@ static int read_move(struct departing *d, const json_t *body, struct err *err)
     if (r == 0)
         r = body_number(body, "bandwidth", 0, INT64_MAX, &number, err);
     if (r == 0)
-        r = body_number(body, "max_blackout_ms", 1, 3600 * 1000, &number, err);
+        r = body_number(body, "max_blackout_ms", 1, MAX_BLACKOUT_MSEC, &number, err);
     if (r == 0)
-        r = body_number(body, "timeout_ms", 0, INT64_C(1000) * 3600 * 24 * 365, &number, err);
+        r = body_number(body, "timeout_ms", 0, MAX_TIMEOUT_MSEC, &number, err);
     if (r == 0)
         r = body_number(body, "connections", 1, 8, &number, err);
     if (r == 0)

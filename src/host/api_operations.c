@@ -23,7 +23,7 @@ int api_operations(struct host *host, struct request *request, struct answer *re
 int api_operation(struct host *host, struct request *request, struct answer *ret, struct err *err)
 {
     struct id id;
-    uint64_t wait_ms, since;
+    uint64_t wait_ms = 0, since = 0;
     json_t *operation = NULL;
     if (id_parse(request->args[0], &id) < 0)
         return err_set(err, ENOENT, "there is no operation %.64s", request->args[0]);

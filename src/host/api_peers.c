@@ -9,6 +9,7 @@
 #include <stdio.h>
 
 #define PROBE_MSEC 2000
+#define MAX_TTL_SEC 604800 /* a week */
 
 int api_invite(struct host *host, struct request *request, struct answer *ret, struct err *err)
 {
@@ -22,7 +23,7 @@ int api_invite(struct host *host, struct request *request, struct answer *ret, s
     if (r == 0 && json_object_get(request->body, "name"))
         r = body_name(request->body, "name", &alias, err);
     if (r == 0)
-        r = body_number(request->body, "ttl_s", 1, 7 * 24 * 3600, &ttl, err);
+        r = body_number(request->body, "ttl_s", 1, MAX_TTL_SEC, &ttl, err);
     if (r == 0 && !text)
         r = err_set(err, ENOMEM, "out of memory");
     if (r == 0)

@@ -18,11 +18,12 @@
 
 #define START_MSEC 60000
 #define STOP_MSEC 60000
-#define STOP_MAX_MSEC (30 * 60 * 1000)
+#define STOP_MAX_MSEC 1800000 /* half an hour */
 #define KILL_MSEC 20000
 
 int api_vms(struct host *host, struct request *request, struct answer *ret, struct err *err)
 {
+    (void)request;
     _cleanup_free_ char(*names)[VM_NAME_SIZE] = NULL;
     _cleanup_json_ json_t *list = json_array();
     size_t count = 0;
@@ -214,7 +215,7 @@ static int check_rests(struct host *host, const char *name, struct err *err)
 /* Only the VM itself: a copy goes by another verb, so that nobody takes one for the other. */
 static int check_owner(struct host *host, const char *name, struct err *err)
 {
-    struct epoch_record record;
+    struct epoch_record record = {0};
     int r = check_rests(host, name, err);
     if (r == 0)
         r = vm_record(host, name, &record, err);

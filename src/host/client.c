@@ -10,7 +10,7 @@
 #include <stdio.h>
 #include <string.h>
 
-#define ANSWER_MAX (4u << 20)
+#define ANSWER_MAX (4U << 20)
 
 struct transfer {
     CURL *easy;

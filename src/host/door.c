@@ -73,12 +73,13 @@ bool door_vm_name(const char *name, struct id *ret)
 
 static void give_to_group(const char *path)
 {
+    /* NOLINTNEXTLINE(concurrency-mt-unsafe): there are no threads yet */
     struct group *group = getgrnam("orai");
     if (!group)
         log_warning(
             "there is no group \"orai\": only root may use the API (make it with: groupadd --system orai)");
     else if (chown(path, (uid_t)-1, group->gr_gid) < 0 || chmod(path, 0660) < 0)
-        log_warning("cannot give %s to the group orai: %s", path, strerror(errno));
+        log_warning("cannot give %s to the group orai: %m", path);
 }
 
 static int listen_local(struct door *door, struct err *err)
@@ -131,7 +132,8 @@ static int listen_port(struct door *door, struct err *err)
         return err_set(err, EINVAL, "--listen: cannot use the address \"%s\": %s", host, gai_strerror(r));
     r = bind_port(list, &door->port);
     freeaddrinfo(list);
-    if (r == -EAFNOSUPPORT && !options->listen_address[0]) { /* a kernel without IPv6 */
+    bool no_ipv6 = r == -EAFNOSUPPORT || r == -EADDRNOTAVAIL;
+    if (no_ipv6 && !options->listen_address[0]) {
         struct sockaddr_in any = {.sin_family = AF_INET, .sin_port = htons(options->port)};
         struct addrinfo v4 = {.ai_family = AF_INET, .ai_addr = (void *)&any, .ai_addrlen = sizeof any};
         r = bind_port(&v4, &door->port);
@@ -140,11 +142,15 @@ static int listen_port(struct door *door, struct err *err)
         err_sys(err, r, "cannot listen at %s port %s", host, port);
         return err_hint(err, "choose another one with --listen ADDRESS:PORT");
     }
-    struct sockaddr_storage bound = {0};
+    union {
+        struct sockaddr any;
+        struct sockaddr_in v4;
+        struct sockaddr_in6 v6;
+    } bound = {0};
     socklen_t size = sizeof bound;
-    getsockname(door->port, (struct sockaddr *)&bound, &size);
-    door->port_number = ntohs(bound.ss_family == AF_INET6 ? ((struct sockaddr_in6 *)&bound)->sin6_port
-                                                          : ((struct sockaddr_in *)&bound)->sin_port);
+    if (getsockname(door->port, &bound.any, &size) < 0)
+        return err_sys(err, errno, "cannot tell the port");
+    door->port_number = ntohs(bound.any.sa_family == AF_INET6 ? bound.v6.sin6_port : bound.v4.sin_port);
     return 0;
 }
 
@@ -286,13 +292,13 @@ static void *serve(void *arg)
         unsigned count = door->half_open_count;
         fill_poll(door, fds);
         if (poll(fds, POLL_FIXED + count, poll_timeout(door)) < 0 && errno != EINTR)
-            log_error("door: poll: %s", strerror(errno));
+            log_error("door: poll: %m");
         if (fds[POLL_STOP].revents)
             return NULL;
         if (fds[POLL_SIGNAL].revents) {
             struct signalfd_siginfo signal;
             if (read(door->signals, &signal, sizeof signal) == sizeof signal)
-                log_info("%s: stopping; the VMs go on", strsignal((int)signal.ssi_signo));
+                log_info("SIG%s: stopping; the VMs go on", sigabbrev_np((int)signal.ssi_signo));
             http_stop(door->http);
         }
         serve_half_open(door, fds + POLL_FIXED, count);

@@ -338,7 +338,7 @@ static struct lws_vhost *make_vhost(struct http *http, bool remote)
         .alpn = "http/1.1",
     };
     if (remote) {
-        info.options = LWS_SERVER_OPTION_DO_SSL_GLOBAL_INIT | LWS_SERVER_OPTION_CREATE_VHOST_SSL_CTX |
+        info.options = LWS_SERVER_OPTION_CREATE_VHOST_SSL_CTX | /* GLOBAL_INIT has this bit too */
                        LWS_SERVER_OPTION_REQUIRE_VALID_OPENSSL_CLIENT_CERT;
         info.ssl_cert_filepath = tls_identity_cert_path(http->host->identity);
         info.ssl_private_key_filepath = tls_identity_key_path(http->host->identity);
@@ -358,8 +358,8 @@ int http_new(struct host *host, struct http **ret, struct err *err)
         .port = CONTEXT_PORT_NO_LISTEN,
         .options = LWS_SERVER_OPTION_EXPLICIT_VHOSTS | LWS_SERVER_OPTION_DO_SSL_GLOBAL_INIT,
         .user = http,
-        .gid = (gid_t)-1,
-        .uid = (uid_t)-1,
+        .gid = -1,
+        .uid = -1,
         .fd_limit_per_thread = HTTP_MAX_LOCAL + HTTP_MAX_REMOTE + 16,
         .max_http_header_data = 8192,
         .max_http_header_pool = 16,
@@ -401,9 +401,8 @@ void http_stop(struct http *http)
     lws_cancel_service(http->context);
 }
 
-void http_wake(void *arg)
+void http_wake(struct http *http)
 {
-    struct http *http = arg;
     lws_cancel_service(http->context);
 }
 

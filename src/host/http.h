@@ -21,7 +21,7 @@ void http_run(struct http *http);
 /* Any thread. */
 void http_stop(struct http *http);
 /* Something happened that a waiting request or a follower of events may want to know. Any thread; cheap. */
-void http_wake(void *http);
+void http_wake(struct http *http);
 /* Takes over a connection: unix socket, or TCP on which TLS is still to begin. Any thread. Closes it when
  * there are too many. */
 void http_adopt(struct http *http, int socket);

@@ -11,8 +11,8 @@
 #include <string.h>
 #include <sys/socket.h>
 
-#define WRITE_MAX (16u << 10)
-#define STREAM_BATCH (64u << 10) /* bytes of events rendered at a time */
+#define WRITE_MAX (16U << 10)
+#define STREAM_BATCH (64U << 10) /* bytes of events rendered at a time */
 
 static const char *read_method(struct lws *wsi)
 {

@@ -19,9 +19,9 @@
 #include <sys/stat.h>
 
 #define INFO_SEC 60
-#define CONVERT_SEC (6 * 3600)
+#define CONVERT_SEC 21600 /* six hours */
 #define QEMU_IMG_MEMORY (2 * GiB)
-#define SECTOR 512u
+#define SECTOR 512U
 
 struct adding {
     struct host *host;

@@ -9,8 +9,8 @@
 #include <string.h>
 #include <unistd.h>
 
-#define PIECE (1u << 20)
-#define ZERO_UNIT 4096u
+#define PIECE (1U << 20)
+#define ZERO_UNIT 4096U
 
 static const uint8_t zeroes[64 << 10];
 

@@ -18,7 +18,8 @@
 #include <string.h>
 #include <time.h>
 
-#define ATTEMPT_MSEC 5000 /* for one address of the token */
+#define KEPT_MSEC 86400000 /* used and expired invites: a day */
+#define ATTEMPT_MSEC 5000  /* for one address of the token */
 
 /* --- versions ------------------------------------------------------------------------------------------- */
 
@@ -29,7 +30,7 @@ json_t *protocol_range(void)
 
 int protocol_check(const json_t *range, const char *who, struct err *err)
 {
-    uint64_t min, max;
+    uint64_t min = 0, max = 0;
     int r = json_get_u64(range, "min", "\"protocol\"", &min, err);
     if (r == 0)
         r = json_get_u64(range, "max", "\"protocol\"", &max, err);
@@ -103,7 +104,7 @@ static void drop_old_invites(struct registry *registry)
     if (registry_list(registry, REGISTRY_INVITES, &rows, &unused) < 0)
         return;
     json_array_foreach(rows, index,
-                       row) if ((int64_t)json_u64(row, "expires_ms", 0) + 24 * 3600 * 1000 < clock_wall_ms())
+                       row) if ((int64_t)json_u64(row, "expires_ms", 0) + KEPT_MSEC < clock_wall_ms())
         registry_remove(registry, REGISTRY_INVITES, json_str(row, "hash", ""), &unused);
 }
 

@@ -230,8 +230,10 @@ int main(int argc, char **argv)
     const char *text;
     struct err err = ERR_NONE;
     sigset_t signals;
+    /* NOLINTBEGIN(concurrency-mt-unsafe): there are no threads yet */
     mallopt(M_ARENA_MAX, 2); /* many threads, little memory */
     umask(0022);
+    /* NOLINTEND(concurrency-mt-unsafe) */
     log_open("oraid");
     if (options_parse(argc, argv, &host.options, &text, &err) < 0)
         return complain(&err, 2);
@@ -243,7 +245,7 @@ int main(int argc, char **argv)
     sigemptyset(&signals);
     sigaddset(&signals, SIGTERM);
     sigaddset(&signals, SIGINT);
-    sigprocmask(SIG_BLOCK, &signals, NULL);
+    pthread_sigmask(SIG_BLOCK, &signals, NULL);
     signal(SIGPIPE, SIG_IGN);
     time_text(host.started);
     return run(&host, &err) < 0 ? complain(&err, 1) : 0;

@@ -190,6 +190,7 @@ static int check(struct host_options *options, struct err *err)
         r = err_set(err, EINVAL, "the paths of --state-dir and --run-dir may have %d characters", FOLDER_MAX);
     if (r < 0)
         return r;
+    /* NOLINTNEXTLINE(concurrency-mt-unsafe): there are no threads yet */
     if (strcmp(options->qemu_user, "root") != 0 && !getpwnam(options->qemu_user)) {
         err_set(err, EINVAL, "there is no user \"%s\" for QEMU to run as", options->qemu_user);
         return err_hint(err, "useradd --system --no-create-home --shell /usr/sbin/nologin %s",
@@ -213,6 +214,7 @@ int options_parse(int argc, char **argv, struct host_options *ret, const char **
     *ret_text = NULL;
     opterr = 0;
     optind = 1;
+    /* NOLINTNEXTLINE(concurrency-mt-unsafe): as above */
     for (int option; (option = getopt_long(argc, argv, "hV", long_options, NULL)) != -1;) {
         int r = take_option(option, &options, ret_text, err);
         if (r < 0 || *ret_text)

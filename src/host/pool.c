@@ -11,7 +11,7 @@
 #include <string.h>
 
 #define IDLE_SEC 10
-#define STACK_SIZE (512u << 10) /* handlers hold a few PATH_MAX buffers and an err per frame */
+#define STACK_SIZE (512U << 10) /* handlers hold a few PATH_MAX buffers and an err per frame */
 
 struct work {
     struct work *next;

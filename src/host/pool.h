@@ -22,5 +22,5 @@ bool pool_stop(struct pool *pool, int msec);
 /* Only after pool_stop returned true. NULL is fine. */
 void pool_free(struct pool *pool);
 
-/* -EAGAIN when too much waits already, or the pool stops: then `work` will not run. */
-int pool_run(struct pool *pool, pool_work_fn *work, void *arg, struct err *err);
+/* -EAGAIN when too much waits already, or the pool stops: then `run` is not called. */
+int pool_run(struct pool *pool, pool_work_fn *run, void *arg, struct err *err);

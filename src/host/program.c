@@ -16,7 +16,7 @@
 #include <sys/syscall.h>
 #include <sys/wait.h>
 
-#define OUTPUT_MAX (1u << 20)
+#define OUTPUT_MAX (1U << 20)
 #define ERRORS_MAX 2048
 #define TICK_MSEC 200
 
@@ -31,7 +31,7 @@ static _Noreturn void become(const struct program *program, int out, int errors)
 {
     sigset_t none;
     sigemptyset(&none);
-    sigprocmask(SIG_SETMASK, &none, NULL);
+    pthread_sigmask(SIG_SETMASK, &none, NULL);
     prctl(PR_SET_PDEATHSIG, SIGKILL);
     int null = open("/dev/null", O_RDONLY),
         high = program->pass_fd < 0 ? -1 : fcntl(program->pass_fd, F_DUPFD, 10);
@@ -41,13 +41,13 @@ static _Noreturn void become(const struct program *program, int out, int errors)
     dup2(errors_high, 2);
     if (high >= 0)
         dup2(high, 3);
-    syscall(SYS_close_range, high >= 0 ? 4u : 3u, ~0u, 0u);
+    syscall(SYS_close_range, high >= 0 ? 4U : 3U, ~0U, 0U);
     struct rlimit memory = {program->max_memory, program->max_memory}, core = {0, 0};
     if (program->max_memory)
         setrlimit(RLIMIT_AS, &memory);
     setrlimit(RLIMIT_CORE, &core);
     execvp(program->argv[0], (char *const *)program->argv);
-    dprintf(2, "%s\n", strerror(errno));
+    dprintf(2, "%m\n");
     _exit(127);
 }
 
@@ -95,8 +95,7 @@ static int verdict(const struct program *program, int status, const struct text 
     snprintf(line, sizeof line, "%s", errors->data ? errors->data : "");
     line[strcspn(line, "\n")] = '\0';
     if (WIFSIGNALED(status))
-        return err_set(err, EIO, "%s was ended by signal %d (%s)", name, WTERMSIG(status),
-                       strsignal(WTERMSIG(status)));
+        return err_set(err, EIO, "%s was ended by SIG%s", name, sigabbrev_np(WTERMSIG(status)));
     if (WEXITSTATUS(status) == 127) {
         err_set(err, ENOENT, "cannot run %s: %s", name, line);
         return err_hint(err, "install the package that has %s (Debian: qemu-utils)", name);

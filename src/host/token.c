@@ -13,7 +13,8 @@
 #define PREFIX "orai1."
 #define FIXED_SIZE 50
 #define CHECK_SIZE 4
-#define BYTES_MAX (FIXED_SIZE + 64 + 1 + TOKEN_MAX_ADDRESSES * TOKEN_ADDRESS_SIZE + CHECK_SIZE)
+#define BYTES_MAX \
+    ((size_t)FIXED_SIZE + 64 + 1 + (size_t)TOKEN_MAX_ADDRESSES * TOKEN_ADDRESS_SIZE + CHECK_SIZE)
 
 static_assert(TOKEN_TEXT_SIZE > sizeof PREFIX + (BYTES_MAX + 2) / 3 * 4, "the longest token fits");
 
@@ -58,6 +59,7 @@ static size_t put_text(uint8_t *bytes, const char *text)
 {
     size_t length = strlen(text);
     bytes[0] = (uint8_t)length;
+    /* NOLINTNEXTLINE(bugprone-not-null-terminated-result): the length stands before it */
     memcpy(bytes + 1, text, length);
     return length + 1;
 }

@@ -195,11 +195,12 @@ int vm_set_desired(struct vms *vms, const char *name, bool running, struct err *
     _cleanup_json_ json_t *members = json_pack("{s:s}", "desired", running ? "running" : "stopped");
     pthread_mutex_lock(&vms->lock);
     struct vm *vm = vms_find(vms, name);
-    int r = !vm                      ? missing(name, err)
-            : vm->desired == running ? 0
-                                     : registry_update(vms->host->registry, REGISTRY_VMS, name, members, err);
-    if (r == 0)
-        vm->desired = running;
+    int r = vm ? 0 : missing(name, err);
+    if (vm && vm->desired != running) {
+        r = registry_update(vms->host->registry, REGISTRY_VMS, name, members, err);
+        if (r == 0)
+            vm->desired = running;
+    }
     pthread_mutex_unlock(&vms->lock);
     return r;
 }

@@ -95,7 +95,7 @@ static int pick_machine(struct host *host, json_t *config, struct err *err)
     int r = ask_peers(host, &calls, &count, &peers, err);
     if (r < 0)
         return r;
-    _cleanup_free_ const json_t **lists = calloc(count + 1, sizeof *lists);
+    _cleanup_free_ const json_t **lists = calloc(count + 1, sizeof(const json_t *));
     for (size_t i = 0; lists && i < count; i++)
         lists[i] = json_object_get(json_object_get(calls[i].answer, "qemu"), "machines");
     const char *machine = lists ? vm_pick_machine(own, lists, count) : NULL;
@@ -308,7 +308,7 @@ static int fill_folder(struct creation *c, const struct vm_config *config, struc
 
 static int make(struct creation *c, struct err *err)
 {
-    _cleanup_free_ struct vm_config *config = malloc(sizeof *config);
+    _cleanup_free_ struct vm_config *config = calloc(1, sizeof *config);
     struct err unused;
     if (!config)
         return err_set(err, ENOMEM, "out of memory");

@@ -63,4 +63,4 @@ struct vms {
 struct vm *vms_find(struct vms *vms, const char *name);
 struct claim *vms_find_claim(struct vms *vms, const char *name);
 void vms_wake(struct vms *vms);
-void *vms_keep(void *vms);
+void *vms_keep(void *arg); /* the thread; arg is the table */

@@ -408,7 +408,7 @@ static struct vm *first_vm(struct vms *vms, bool *ret_stop)
 {
     uint64_t count;
     if (eventfd_read(vms->wake, &count) < 0 && errno != EAGAIN)
-        log_error("keeper: %s", strerror(errno));
+        log_error("keeper: %m");
     pthread_mutex_lock(&vms->lock);
     free_gone(vms);
     for (struct vm *vm = vms->first; vm; vm = vm->next)

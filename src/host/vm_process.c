@@ -26,7 +26,7 @@
 #include <sys/syscall.h>
 #include <sys/wait.h>
 
-#define LOG_MAX (1u << 20) /* a longer orai-vm.log is begun anew, the old one kept once */
+#define LOG_MAX (1U << 20) /* a longer orai-vm.log is begun anew, the old one kept once */
 #define AWAIT_STEP_MSEC 50
 
 struct report {
@@ -42,7 +42,7 @@ static int open_log(const char *dir, struct err *err)
         snprintf(old, sizeof old, "%s.1", path) >= (int)sizeof old)
         return err_set(err, ENAMETOOLONG, "path too long: %s", dir);
     if (stat(path, &st) == 0 && st.st_size > LOG_MAX)
-        rename(path, old);
+        rename(path, old); /* NOLINT(readability-suspicious-call-argument): it becomes the old one */
     int fd = open(path, O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0640);
     return fd < 0 ? err_sys(err, errno, "cannot open %s", path) : fd;
 }
@@ -54,7 +54,7 @@ static void reset_signals(void)
     for (int i = 1; i < NSIG; i++)
         sigaction(i, &action, NULL);
     sigemptyset(&none);
-    sigprocmask(SIG_SETMASK, &none, NULL);
+    pthread_sigmask(SIG_SETMASK, &none, NULL);
 }
 
 static void say(int fd, struct report report)
@@ -69,7 +69,7 @@ static _Noreturn void become(char *const *argv, int log_fd, int reports)
     int null = open("/dev/null", O_RDWR | O_CLOEXEC), pipe_fd = fcntl(reports, F_DUPFD, 10);
     bool ok = null >= 0 && pipe_fd >= 0 && dup2(null, 0) >= 0 && dup2(log_fd, 2) >= 0 && dup2(null, 1) >= 0 &&
               dup2(pipe_fd, 3) >= 0 && fcntl(3, F_SETFD, FD_CLOEXEC) == 0 &&
-              syscall(SYS_close_range, 4u, ~0u, 0u) == 0 && chdir("/") == 0;
+              syscall(SYS_close_range, 4U, ~0U, 0U) == 0 && chdir("/") == 0;
     if (ok) {
         reset_signals();
         say(3, (struct report){.pid = getpid()});
