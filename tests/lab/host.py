@@ -25,9 +25,9 @@ MIB = 1 << 20
 class OraiError(Exception):
     """`orai` ended with a failure; `code` is its exit status, the text what it printed."""
 
-    def __init__(self, command, done):
-        super().__init__(f"{command}: exit {done.returncode}: {done.stderr.strip() or done.stdout.strip()}")
-        self.code, self.out, self.err = done.returncode, done.stdout, done.stderr
+    def __init__(self, command, code, out, err):
+        super().__init__(f"{command}: exit {code}: {err.strip() or out.strip()}")
+        self.code, self.out, self.err = code, out, err
 
 
 class ApiError(Exception):
@@ -132,20 +132,24 @@ class Host:
         return "\n".join(texts)
 
     # --- asking ---
-    def command(self, *words):
-        return [str(self.build / "orai"), "--socket", str(self.run_dir / "api.sock"), *map(str, words)]
+    def begin(self, *words):
+        """Starts the command line, as if on this host; a Popen."""
+        return subprocess.Popen([str(self.build / "orai"), *map(str, words)], stdin=subprocess.DEVNULL,
+                                stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+                                env={**os.environ, "ORAI_SOCKET": str(self.run_dir / "api.sock")})
 
     def orai(self, *words, json=False, timeout=300, check=True):
         """Runs the command line; its output, or with `json` the object that it printed."""
         words = [*words, *(["--format", "json"] if json else [])]
-        done = subprocess.run(self.command(*words), capture_output=True, text=True, timeout=timeout)
-        if check and done.returncode:
-            raise OraiError("orai " + " ".join(map(str, words)), done)
-        return parse(done.stdout) if json else done.stdout
-
-    def begin(self, *words):
-        """The same, not waited for: a Popen."""
-        return subprocess.Popen(self.command(*words), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        with self.begin(*words) as process:
+            try:
+                out, err = process.communicate(timeout=timeout)
+            except BaseException:
+                process.kill()
+                raise
+        if check and process.returncode:
+            raise OraiError("orai " + " ".join(map(str, words)), process.returncode, out, err)
+        return parse(out) if json else out
 
     def api(self, method, path, body=None, timeout=60):
         return call(UnixConnection(self.run_dir / "api.sock", timeout), method, path, body)
