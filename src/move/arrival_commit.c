@@ -87,6 +87,7 @@ static int take(struct arrival *arrival, const json_t *addresses, struct err *er
     if (fault_point(err, "destination.commit.written") < 0)
         log_warning("%s", err->text);
     own_disks(arrival);
+    qemu_hurry(machine_qemu(arrival->machine), false);
     if (arrival->guest_runs && qemu_cont(machine_qemu(arrival->machine), err) < 0)
         log_error("the guest is here but does not run: %s", err->text);
     machine_announce(arrival->machine, addresses);

@@ -304,6 +304,7 @@ static void *greet(void *arg)
     struct arrival *arrival = greeting->arrival;
     struct err err;
     struct tls *tls;
+    session_hurry(); /* and with it the link's own thread */
     if (tls_accept(arrival->host->identity, greeting->socket, &arrival->source, clock_now() + GREET_NS, &tls,
                    &err) < 0)
         log_warning("a connection for this VM was turned away: %s", err.text);

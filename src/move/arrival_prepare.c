@@ -353,6 +353,8 @@ static int start_machine(struct arrival *arrival, struct err *err)
         r = machine_start(arrival->machine, true, arrival->host->on_qemu_event, arrival->host->arg, err);
     if (r == 0)
         r = qemu_migrate_incoming(machine_qemu(arrival->machine), err);
+    if (r == 0)
+        qemu_hurry(machine_qemu(arrival->machine), true);
     snprintf(path, sizeof path, "%s/incoming.sock", arrival->host->env.run_dir);
     return r < 0 ? r : relay_connect(path, forward_back, arrival, &arrival->session.relay, err);
 }

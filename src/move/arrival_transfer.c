@@ -165,6 +165,7 @@ int arrival_transfer(struct arrival *arrival, struct err *err)
 {
     int r = 0;
     int64_t looked = clock_now();
+    session_hurry(); /* not before: QEMU, which this thread has started, would have inherited it */
     while (r == 0 && (!arrival->final_mark || arrival->done_mark != arrival->final_mark)) {
         r = turn(arrival, err);
         if (r == 0 && clock_now() - looked > NSEC_PER_SEC) {

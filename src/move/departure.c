@@ -112,6 +112,7 @@ static void *departure_run(void *arg)
     struct departure *departure = arg;
     struct err err = ERR_NONE;
     departure->began = clock_now();
+    session_hurry();
     int r = stages_walk_source(departure, departure->resumed ? STAGE_COMMIT : STAGE_PREPARE,
                                departure->options.dry_run ? STAGE_PREPARE : STAGE_FINISH, &err);
     session_reset(&departure->session);

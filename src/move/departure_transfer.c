@@ -362,6 +362,8 @@ static int watch_memory(struct departure *departure, struct err *err)
     int r = qemu_migrate_query(machine_qemu(departure->machine), &migration, err);
     if (r < 0)
         return r;
+    qemu_hurry(machine_qemu(departure->machine),
+               true); /* again and again: its migration thread starts when it likes */
     struct progress_numbers *numbers = &departure->numbers;
     numbers->memory_total = migration.ram_total;
     numbers->memory_sent = relay_bytes(departure->session.relay);
@@ -470,6 +472,8 @@ void departure_untransfer(struct departure *departure)
     if (departure->migrating && departure_qemu_alive(departure) &&
         qemu_migrate_cancel(machine_qemu(departure->machine), &err) < 0)
         log_warning("cannot cancel QEMU's migration: %s", err.text);
+    if (departure->migrating && departure_qemu_alive(departure))
+        qemu_hurry(machine_qemu(departure->machine), false);
     departure->migrating = false;
     if (departure->session.relay)
         relay_stop(departure->session.relay);

@@ -48,6 +48,9 @@ struct session {
 int session_init(struct session *session, uint64_t bandwidth, struct err *err);
 /* Stops and joins all links, drops what lies in the mailbox. */
 void session_done(struct session *session);
+/* The calling thread, and those that it makes, run before others from here on: on a busy host a move must not
+ * wait for the guest that it moves. */
+void session_hurry(void);
 /* Stops all links without joining them: whoever waits inside link_send comes back. Before relay_join. */
 void session_stop(struct session *session);
 /* Drops links and mail of a broken connection, so that another may be made (after the commit). */

@@ -17,22 +17,24 @@ struct qemu;
 struct qemu_env {
     const char *binary;  /* "qemu-system-x86_64" */
     const char *vm_dir;  /* kernel, initrd, qemu.log */
-    const char *run_dir; /* sockets: qmp.sock, diskN.sock (NBD, served by us), migrate.sock, incoming.sock; qemu.pid */
+    const char *run_dir; /* sockets: qmp.sock, diskN.sock (NBD, served by us), migrate.sock, incoming.sock;
+                            qemu.pid */
     uid_t uid;           /* whom QEMU runs as; 0 = do not change (a lab without the user) */
     gid_t gid;
 };
 
-/* "kvm" or "tcg" for the wanted "auto", "kvm" or "tcg": KVM only where it is real (qemu_probe). -EOPNOTSUPP when it is wanted
- * and is not. */
+/* "kvm" or "tcg" for the wanted "auto", "kvm" or "tcg": KVM only where it is real (qemu_probe). -EOPNOTSUPP
+ * when it is wanted and is not. */
 int qemu_accel(const char *wanted, const char **ret, struct err *err);
-/* Starts QEMU with its CPUs stopped (-S). `incoming`: with -incoming defer. tap_fds are inherited, one per NIC.
- * RAM is a memfd that we make (memory-backend-file on /proc/self/fd/N, share=on). NBD disks by unix socket with
- * reconnect-delay. Waits until QMP answers; on failure the last lines of QEMU's stderr stand in the error and
- * nothing is left running. */
+/* Starts QEMU with its CPUs stopped (-S). `incoming`: with -incoming defer. tap_fds are inherited, one per
+ * NIC. RAM is a memfd that we make (memory-backend-file on /proc/self/fd/N, share=on). NBD disks by unix
+ * socket with reconnect-delay. Waits until QMP answers; on failure the last lines of QEMU's stderr stand in
+ * the error and nothing is left running. */
 int qemu_start(const struct qemu_env *env, const struct vm_config *config, bool incoming, const int *tap_fds,
                qmp_event_fn *on_event, void *arg, struct qemu **ret, struct err *err);
 /* Finds the QEMU that qemu.pid records and connects to it. -ESRCH when there is none. */
-int qemu_adopt(const struct qemu_env *env, qmp_event_fn *on_event, void *arg, struct qemu **ret, struct err *err);
+int qemu_adopt(const struct qemu_env *env, qmp_event_fn *on_event, void *arg, struct qemu **ret,
+               struct err *err);
 /* Lets go of it without touching the process. */
 void qemu_free(struct qemu *qemu);
 /* SIGTERM-less end: QMP quit, then SIGKILL after `msec`; returns when it is gone. Its memory is lost. */
@@ -41,16 +43,19 @@ int qemu_kill(struct qemu *qemu, int msec, struct err *err);
 int qemu_pidfd(const struct qemu *qemu);
 pid_t qemu_pid(const struct qemu *qemu);
 struct qmp *qemu_qmp(const struct qemu *qemu);
-/* The guest's RAM: our end of the memfd (after adoption taken again from /proc/PID/fd); -1 if it cannot be had. */
+/* The guest's RAM: our end of the memfd (after adoption taken again from /proc/PID/fd); -1 if it cannot be
+ * had. */
 int qemu_ram_fd(const struct qemu *qemu);
 
-/* query-status: "running", "paused", "prelaunch", "inmigrate", "postmigrate", "finish-migrate", "shutdown", ... */
+/* query-status: "running", "paused", "prelaunch", "inmigrate", "postmigrate", "finish-migrate", "shutdown",
+ * ... */
 int qemu_status(struct qemu *qemu, char ret[32], struct err *err);
 int qemu_cont(struct qemu *qemu, struct err *err);
 int qemu_pause(struct qemu *qemu, struct err *err);
 int qemu_powerdown(struct qemu *qemu, struct err *err);
 
-/* --- migration (docs: QEMU's migration framework; pause-before-switchover, return-path) ------------------- */
+/* --- migration (docs: QEMU's migration framework; pause-before-switchover, return-path) -------------------
+ */
 
 /* Listens for the incoming stream at run_dir/incoming.sock. */
 int qemu_migrate_incoming(struct qemu *qemu, struct err *err);
@@ -60,7 +65,8 @@ int qemu_migrate_start(struct qemu *qemu, uint64_t bandwidth, uint64_t downtime_
 int qemu_migrate_set(struct qemu *qemu, uint64_t bandwidth, uint64_t downtime_ms, struct err *err);
 
 struct qemu_migration {
-    char status[32]; /* query-migrate: "setup", "active", "pre-switchover", "device", "completed", "failed", "cancelled"... */
+    char status[32]; /* query-migrate: "setup", "active", "pre-switchover", "device", "completed", "failed",
+                        "cancelled"... */
     uint64_t ram_total, ram_transferred, ram_remaining; /* bytes */
     uint64_t dirty_rate;                                /* bytes per second, 0 = not known yet */
     uint64_t iterations;
@@ -71,13 +77,18 @@ int qemu_migrate_continue(struct qemu *qemu, struct err *err); /* out of pre-swi
 /* Ends a migration in any state, waits until QEMU says it is over; the guest may then be continued. */
 int qemu_migrate_cancel(struct qemu *qemu, struct err *err);
 
+/* Lets what carries the migration in QEMU (its migration thread; its main thread, which loads the stream) run
+ * before the guest's CPUs, or takes that back: a guest that keeps its host busy would otherwise slow its own
+ * move down, and stand still for longer. Without effect where the right to do so is missing. */
+void qemu_hurry(struct qemu *qemu, bool hurry);
+
 /* --- what this host's QEMU can do ----------------------------------------------------------------------- */
 
 struct qemu_host {
     char version[32];
-    bool kvm;              /* /dev/kvm opens and the CPU has vmx or svm: only then is KVM real */
-    char kvm_why[128];     /* why not */
-    json_t *machines;      /* list of versioned q35 and i440fx names, newest first */
+    bool kvm;          /* /dev/kvm opens and the CPU has vmx or svm: only then is KVM real */
+    char kvm_why[128]; /* why not */
+    json_t *machines;  /* list of versioned q35 and i440fx names, newest first */
 };
 int qemu_probe(const char *binary, struct qemu_host *ret, struct err *err);
 void qemu_host_done(struct qemu_host *host);

@@ -15,8 +15,11 @@
 #include "base/json.h"
 #include "vmm/qemu_internal.h"
 
+#include <dirent.h>
 #include <errno.h>
+#include <fcntl.h>
 #include <string.h>
+#include <sys/resource.h>
 #include <sys/stat.h>
 
 #define CANCEL_MSEC 30000
@@ -161,4 +164,34 @@ int qemu_migrate_cancel(struct qemu *qemu, struct err *err)
         clock_sleep(POLL_MSEC * NSEC_PER_MSEC);
     }
     return r;
+}
+
+/* --- priority ---------------------------------------------------------------------------------------------
+ */
+
+#define HURRY_NICE (-10)
+
+/* The migration thread's name is "live_migration" up to QEMU 9, "mig/src/main" and the like later. */
+static bool carries_migration(pid_t pid, pid_t thread)
+{
+    char path[64], name[32] = "";
+    snprintf(path, sizeof path, "/proc/%d/task/%d/comm", (int)pid, (int)thread);
+    _cleanup_close_ int fd = open(path, O_RDONLY | O_CLOEXEC);
+    if (fd < 0 || read(fd, name, sizeof name - 1) < 0)
+        return false;
+    return thread == pid || strncmp(name, "live_migration", 14) == 0 || strncmp(name, "mig/", 4) == 0;
+}
+
+void qemu_hurry(struct qemu *qemu, bool hurry)
+{
+    char path[64];
+    snprintf(path, sizeof path, "/proc/%d/task", (int)qemu->pid);
+    DIR *tasks = opendir(path);
+    for (struct dirent *entry; tasks && (entry = readdir(tasks));) {
+        pid_t thread = (pid_t)atoi(entry->d_name);
+        if (thread > 0 && carries_migration(qemu->pid, thread))
+            setpriority(PRIO_PROCESS, (id_t)thread, hurry ? HURRY_NICE : 0);
+    }
+    if (tasks)
+        closedir(tasks);
 }
