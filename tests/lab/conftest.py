@@ -1,7 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """What the stories share. A failed story shows the newest lines of every log of its lab."""
 
+import signal
+
 import pytest
+
+
+def interrupt(_number, _frame):
+    raise KeyboardInterrupt
 
 
 def pytest_addoption(parser):
@@ -10,6 +16,9 @@ def pytest_addoption(parser):
 
 def pytest_configure(config):
     config.addinivalue_line("markers", "long: runs with --long only")
+    # As Ctrl-C: fixtures are torn down. Any other exception would be one test's failure, and the rest would go on.
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, interrupt)
 
 
 def pytest_collection_modifyitems(config, items):
@@ -20,7 +29,7 @@ def pytest_collection_modifyitems(config, items):
 @pytest.fixture
 def labs():
     """Makes labs that end with the test: labs("a", "b", rate=...)."""
-    from lab import Lab  # not for tests without a lab: it takes over SIGTERM
+    from lab import Lab
 
     made = []
 

@@ -156,4 +156,5 @@ def terminated(number, _frame):
 
 atexit.register(take_down)
 for number in (signal.SIGTERM, signal.SIGHUP):
-    signal.signal(number, terminated)
+    if signal.getsignal(number) is signal.SIG_DFL:  # pytest has its own way (conftest.py)
+        signal.signal(number, terminated)
