@@ -84,22 +84,31 @@ static int find_user(const char *name, struct qemu_env *env, struct err *err)
     return 0;
 }
 
-/* A VM that never was here has neither vm.json nor record: it may only arrive. */
+/* vm.json comes some time after the record of a VM's first arrival: without it the VM may only arrive, or
+ * that arrival be abandoned. */
+static bool may_lack_config(const struct vm *vm)
+{
+    const struct epoch_record *record = epoch_get(vm->epoch);
+    return vm->options.mode == MODE_ARRIVE ||
+           (vm->options.mode == MODE_RESUME && record->role == EPOCH_ARRIVING && !record->ready);
+}
+
 static int load_vm(struct vm *vm, struct err *err)
 {
     const char *dir = vm->options.vm_dir;
-    bool arriving = vm->options.mode == MODE_ARRIVE;
-    int r = vm_config_load(dir, &vm->config, err);
-    vm->has_config = r == 0;
-    if (r < 0 && !(arriving && r == -ENOENT))
-        return r;
+    struct err missing = ERR_NONE;
+    int config = vm_config_load(dir, &vm->config, &missing);
+    vm->has_config = config == 0;
     vm->id = vm->has_config ? vm->config.id : vm->options.vm;
     if (vm->has_config && !id_is_zero(&vm->options.vm) && !id_equal(&vm->config.id, &vm->options.vm))
         return err_set(err, EEXIST, "%s belongs to another VM of the same name", dir);
-    r = epoch_open(dir, &vm->epoch, err);
-    if (r == -ENOENT && arriving)
+    int r = epoch_open(dir, &vm->epoch, err);
+    if (r == -ENOENT && vm->options.mode == MODE_ARRIVE && (config == 0 || config == -ENOENT))
         r = epoch_create(dir, &(struct epoch_record){.role = EPOCH_REPLICA}, &vm->epoch, err);
-    return r;
+    if (r < 0 || config == 0 || (config == -ENOENT && may_lack_config(vm)))
+        return r;
+    *err = missing;
+    return config;
 }
 
 static int set_up(struct vm *vm, struct err *err)

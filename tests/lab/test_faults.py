@@ -6,6 +6,7 @@ One exception is a crashed guest: its QEMU was killed where it ran. It must be s
 The normal run takes a representative part of the matrix, --long all of it (see faults.py).
 """
 
+import json
 import time
 
 import pytest
@@ -220,3 +221,24 @@ def test_a_link_lost_for_good_at_the_commit_waits_for_a_human(labs, guests):
     assert lab.where(guest.name)["b"] != "running"
     check_whole(guest, lab.a)
     assert not guest.datagrams.twice
+
+
+def epoch_role(host, guest):
+    try:
+        return json.loads((host.state / "vms" / guest.name / "epoch.json").read_text())["role"]
+    except FileNotFoundError:
+        return None
+
+
+def test_a_first_arrival_killed_before_its_vm_json_leaves_nothing(labs, guests):
+    lab = labs("a", "b", rate=30_000_000)  # the kernel takes a while to come, and vm.json comes after it
+    guest = guests(lab, lab.a, rate=0)
+    mover = lab.a.begin("move", guest.name, "b")
+    wait_until(lambda: epoch_role(lab.b, guest) == "arriving", 30, "b records the arrival")
+    lab.b.kill("orai-vm", guest.name)
+    assert not (lab.b.state / "vms" / guest.name / "vm.json").exists(), "killed too late for this story"
+    mover.communicate(timeout=60)
+    wait_until(lambda: lab.b.vm(guest.name) is None, 20, "b forgets the arrival")
+    assert lab.where(guest.name) == {"a": "running"}
+    lab.a.orai("move", guest.name, "b")
+    check_whole(guest, lab.b)
