@@ -160,13 +160,23 @@ static int claim_disk(struct disk *disk, bool forked, struct err *err)
     return r;
 }
 
-/* Opened frozen, because a copy that does not claim to be the VM may not be opened for writing otherwise. */
+/* Opened frozen, because a copy that does not claim to be the VM may not be opened for writing otherwise; and
+ * not served: a write of a QEMU that runs already would wait in the server for a thaw, and closing for it. */
 static int claim_disks(struct vm *vm, struct err *err)
 {
-    int r = machine_open_disks(vm->machine, DISK_FROZEN, err);
-    for (size_t i = 0; r == 0 && i < machine_disk_count(vm->machine); i++)
-        r = claim_disk(machine_disk(vm->machine, i), epoch_get(vm->epoch)->forked, err);
-    return r < 0 ? r : machine_close_disks(vm->machine, err);
+    int r = 0;
+    for (size_t i = 0; r == 0 && i < vm->config.disk_count; i++) {
+        char path[PATH_MAX];
+        struct disk *disk;
+        snprintf(path, sizeof path, "%.4000s/%s", vm->options.vm_dir, vm->config.disks[i].file);
+        r = disk_open(path, DISK_FROZEN, &disk, err);
+        if (r < 0)
+            return r;
+        r = claim_disk(disk, epoch_get(vm->epoch)->forked, err);
+        int closed = disk_close(disk, r == 0 ? err : NULL);
+        r = r < 0 ? r : closed;
+    }
+    return r;
 }
 
 /* May the guest be started here? A human's decision makes an old copy an owner, durably, before anything
