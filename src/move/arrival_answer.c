@@ -24,6 +24,7 @@ struct answer {
     const struct move_host *host;
     struct id vm;
     struct epoch_record record;
+    struct fingerprint source;
     int socket;
 };
 
@@ -90,8 +91,8 @@ static void *answer_thread(void *arg)
     struct tls *tls;
     int r = session_init(&session, 0, &err);
     if (r == 0)
-        r = tls_accept(answer->host->identity, answer->socket, &answer->record.peer.fingerprint,
-                       clock_now() + ANSWER_NS, &tls, &err);
+        r = tls_accept(answer->host->identity, answer->socket, &answer->source, clock_now() + ANSWER_NS, &tls,
+                       &err);
     else
         close(answer->socket);
     if (r == 0) {
@@ -109,13 +110,20 @@ static void *answer_thread(void *arg)
     return NULL;
 }
 
+/* `peer` is the source until the VM goes on to a third host. */
+static struct fingerprint source_of(const struct epoch_record *record)
+{
+    static const struct fingerprint none;
+    return fingerprint_equal(&record->from, &none) ? record->peer.fingerprint : record->from;
+}
+
 void arrival_answer(const struct move_host *host, const struct id *vm, const struct epoch_record *record,
                     int socket)
 {
     struct answer *answer = malloc(sizeof *answer);
     pthread_t thread;
     if (answer)
-        *answer = (struct answer){host, *vm, *record, socket};
+        *answer = (struct answer){host, *vm, *record, source_of(record), socket};
     if (!answer || atomic_fetch_add(&conversations, 1) >= MAX_CONVERSATIONS ||
         pthread_create(&thread, NULL, answer_thread, answer) != 0) {
         if (answer)

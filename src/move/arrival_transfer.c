@@ -204,6 +204,7 @@ int arrival_pause(struct arrival *arrival, struct err *err)
         return r;
     struct epoch_record record = *epoch_get(arrival->epoch);
     record.ready = true;
+    record.from = arrival->source; /* it may have to ask what became of this, however late */
     if ((r = epoch_set(arrival->epoch, &record, err)) < 0)
         return r;
     arrival->ready = true;

@@ -36,6 +36,9 @@ struct departure {
 
     uint64_t next_epoch; /* what the destination will hold */
     struct prediction prediction;
+    uint64_t used_memory, memory_dirty_rate; /* bytes, bytes per second: what the prediction stands on */
+    bool dirty_rate_known;
+    double prepared; /* seconds until everything was open */
     int64_t began;  /* clock_now() */
     struct err why; /* the stage that failed, for the destination */
 
@@ -100,3 +103,5 @@ int departure_send_claim(struct departure *departure, size_t i, const struct lin
  * departure->prediction, from the control link and the relocates. */
 void plan_begin(struct departure *departure);
 int plan_predict(struct departure *departure, struct err *err);
+/* Once the dirty rate has been measured the prediction takes it into account. Cheap; call now and then. */
+void plan_refine(struct departure *departure);

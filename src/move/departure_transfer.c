@@ -29,8 +29,8 @@
 #define READY_NS (50 * NSEC_PER_MSEC)       /* the disk is ready for the switch when its rest takes less */
 #define SIDE_ROUND_NS (400 * NSEC_PER_MSEC) /* how often a round goes beside memory */
 #define JUDGE_NS (100 * NSEC_PER_MSEC)      /* how often the whole map is looked at beside memory */
-#define MAX_OPEN_MARKS 2             /* a destination with a slow disk is not given more to make durable */
-#define CHECKPOINT_BYTES (256 * MiB) /* how often a long round lets the destination claim what it has */
+#define MAX_OPEN_MARKS 2            /* a destination with a slow disk is not given more to make durable */
+#define CHECKPOINT_BYTES (64 * MiB) /* how often a long round lets the destination claim what it has */
 #define PAUSE_LIMIT_NS (20 * NSEC_PER_SEC) /* a pause that takes longer is rolled back */
 
 /* --- disk rounds ------------------------------------------------------------------------------------------
@@ -191,11 +191,12 @@ static int mark_checkpoint(struct departure *departure, size_t i, struct err *er
     return r < 0 ? r : send_mark(departure, err);
 }
 
-static int wait_marked(struct departure *departure, struct err *err)
+/* Until at most `open` marks are. */
+static int wait_marked(struct departure *departure, uint32_t open, struct err *err)
 {
     int64_t deadline = clock_now() + 4 * MOVE_ANSWER_MS * NSEC_PER_MSEC;
     int r = departure_check(departure, err);
-    while (r == 0 && marks_open(departure) > 0) {
+    while (r == 0 && marks_open(departure) > open) {
         if (clock_now() > deadline)
             return err_set(err, ETIMEDOUT,
                            "the destination's disk does not keep up: a round was not durable in time");
@@ -232,6 +233,7 @@ static int send_slice(struct departure *departure, const struct slice *slice, st
             if (r >= 0 && clock_now() - shown > SHOW_NS) {
                 shown = clock_now();
                 departure->numbers.disk_remaining = remaining_bytes(departure);
+                plan_refine(departure);
                 departure_show(departure);
                 r = departure_check_time(departure, err);
             }
@@ -246,15 +248,16 @@ static int send_slice(struct departure *departure, const struct slice *slice, st
     return 1;
 }
 
+/* The destination makes a round durable while the next one, or memory, goes over. */
 static int whole_round(struct departure *departure, struct err *err)
 {
     const struct slice all = {.max_bytes = UINT64_MAX / 2};
-    int r = begin_round(departure, LINEAGE_ROUND, err);
+    int r = wait_marked(departure, MAX_OPEN_MARKS - 1, err);
+    if (r == 0)
+        r = begin_round(departure, LINEAGE_ROUND, err);
     if (r == 0)
         r = send_slice(departure, &all, err);
-    if (r >= 0)
-        r = mark_round(departure, false, err);
-    return r < 0 ? r : wait_marked(departure, err);
+    return r < 0 ? r : mark_round(departure, false, err);
 }
 
 /* --- time and convergence --------------------------------------------------------------------------------
@@ -370,6 +373,7 @@ static int watch_memory(struct departure *departure, struct err *err)
     numbers->memory_remaining = migration.ram_remaining;
     numbers->memory_iterations = migration.iterations;
     numbers->dirty_rate = migration.dirty_rate;
+    plan_refine(departure);
     if (strcmp(migration.status, "failed") == 0)
         return err_set(err, EIO, "QEMU's migration failed: %s",
                        migration.error[0] ? migration.error : "it does not say why");

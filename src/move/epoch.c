@@ -40,16 +40,21 @@ static int role_parse(const char *name, enum epoch_role *ret)
     return -EINVAL;
 }
 
-static bool has_peer(const struct epoch_record *record)
+static bool is_known(const struct fingerprint *fingerprint)
 {
     static const struct fingerprint none;
-    return record->peer.name[0] || !fingerprint_equal(&record->peer.fingerprint, &none);
+    return !fingerprint_equal(fingerprint, &none);
+}
+
+static bool has_peer(const struct epoch_record *record)
+{
+    return record->peer.name[0] || is_known(&record->peer.fingerprint);
 }
 
 /* NULL when a name is not UTF-8 or memory is short: then nothing may be written. */
 static json_t *record_to_json(const struct epoch_record *record)
 {
-    char move[ID_TEXT_SIZE], fingerprint[HASH_TEXT_SIZE];
+    char move[ID_TEXT_SIZE], fingerprint[HASH_TEXT_SIZE], from[HASH_TEXT_SIZE];
     json_t *peer = has_peer(record)
                        ? json_pack("{s:s, s:s, s:i, s:s}", "name", record->peer.name, "address",
                                    record->peer.address, "port", (int)record->peer.port, "fingerprint",
@@ -57,10 +62,11 @@ static json_t *record_to_json(const struct epoch_record *record)
                        : NULL;
     if (has_peer(record) && !peer)
         return NULL;
-    return json_pack("{s:s, s:I, s:s, s:b, s:b, s:b, s:I, s:s, s:o*}", "format", EPOCH_FORMAT, "epoch",
+    return json_pack("{s:s, s:I, s:s, s:b, s:b, s:b, s:I, s:s, s:o*, s:s*}", "format", EPOCH_FORMAT, "epoch",
                      (json_int_t)record->epoch, "role", epoch_role_name(record->role), "ready", record->ready,
                      "guest_runs", record->guest_runs, "forked", record->forked, "refused",
-                     (json_int_t)record->refused, "move", id_format(&record->move, move), "peer", peer);
+                     (json_int_t)record->refused, "move", id_format(&record->move, move), "peer", peer,
+                     "from", is_known(&record->from) ? fingerprint_format(&record->from, from) : NULL);
 }
 
 static int peer_from_json(const json_t *json, struct epoch_record *record, struct err *err)
@@ -79,6 +85,15 @@ static int peer_from_json(const json_t *json, struct epoch_record *record, struc
         return err_set(err, EINVAL, "\"peer\" makes no sense");
     record->peer.port = (uint16_t)port;
     return 0;
+}
+
+static int from_from_json(const json_t *json, struct epoch_record *record, struct err *err)
+{
+    const char *from;
+    int r = json_get_string(json, "from", "record", &from, err);
+    if (r == 0 && fingerprint_parse(from, &record->from) < 0)
+        r = err_set(err, EINVAL, "\"from\" is no fingerprint");
+    return r;
 }
 
 /* Missing is `otherwise`; of another type is damage. */
@@ -115,7 +130,8 @@ static int record_from_json(const json_t *json, struct epoch_record *ret, struct
     if (r < 0 || (r = get_bool(json, "ready", false, &record.ready, err)) < 0 ||
         (r = get_bool(json, "guest_runs", true, &record.guest_runs, err)) < 0 ||
         (r = get_bool(json, "forked", false, &record.forked, err)) < 0 ||
-        (peer && (r = peer_from_json(peer, &record, err)) < 0))
+        (peer && (r = peer_from_json(peer, &record, err)) < 0) ||
+        (json_object_get(json, "from") && (r = from_from_json(json, &record, err)) < 0))
         return r;
     bool asks = record.role == EPOCH_COMMITTED || (record.role == EPOCH_ARRIVING && record.ready);
     if (asks && !has_peer(&record))

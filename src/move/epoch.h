@@ -38,6 +38,8 @@ struct epoch_record {
         uint16_t port;
         struct fingerprint fingerprint;
     } peer;
+    struct fingerprint
+        from; /* whence the VM came last, if ever; it may still ask, wherever the VM is by now */
 };
 
 /* The record in memory and its file. One thread at a time. */

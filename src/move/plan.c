@@ -13,10 +13,11 @@
 #include "move/departure.h"
 
 #include <errno.h>
+#include <math.h>
 #include <string.h>
 
 #define PROBE_CHUNK (64u << 10)
-#define PROBE_ENOUGH_NS (120 * NSEC_PER_MSEC)
+#define PROBE_ENOUGH_NS (40 * NSEC_PER_MSEC)
 #define PROBE_MIN_BYTES (64u << 10)
 #define PROBE_MAX_BYTES (32u << 20)
 #define SAMPLE_PAGES 2048u
@@ -27,8 +28,9 @@
  * they are. */
 #define DISK_PATH_RATE (400e6)
 #define MEMORY_PATH_RATE (300e6)
-#define SCAN_RATE (6e9)   /* zero pages are only looked at */
-#define FIXED_SECONDS 0.9 /* QEMU's start at the destination, hand-shakes, the last fsyncs */
+#define SCAN_RATE (6e9)    /* zero pages are only looked at */
+#define FIXED_SECONDS 0.5  /* QEMU's start at the destination, hand-shakes */
+#define ROUNDS_SECONDS 0.3 /* sealing generations, making rounds durable, the switch */
 #define FIXED_BLACKOUT_MS 45
 
 /* --- the link ------------------------------------------------------------------------------------------- */
@@ -76,7 +78,7 @@ static int measure_link(struct departure *departure, struct err *err)
         if (r < 0)
             return r;
         rate = (double)bytes * NSEC_PER_SEC / (double)MAX(took - rtt, INT64_C(1));
-        if (took > PROBE_ENOUGH_NS)
+        if (took - rtt > PROBE_ENOUGH_NS)
             break;
     }
     prediction->rtt_ms = (double)rtt / NSEC_PER_MSEC;
@@ -119,23 +121,26 @@ static uint64_t used_memory(struct departure *departure)
     return looked ? allocated / looked * used : allocated;
 }
 
-/* Bytes per second; QEMU was asked to measure at the stage's beginning. Waits for what is left of its second.
- */
-static uint64_t memory_dirty_rate(struct departure *departure)
+/* Asks for the measurement that plan_begin has started. false: QEMU is still at it. */
+static bool ask_dirty_rate(struct departure *departure)
+{
+    _cleanup_json_ json_t *answer = NULL;
+    struct qmp *qmp = qemu_qmp(machine_qemu(departure->machine));
+    bool answered = qmp_execute(qmp, "query-dirty-rate", NULL, 2000, &answer, NULL) == 0;
+    const char *status = json_str(answer, "status", "");
+    if (answered && strcmp(status, "measured") == 0)
+        departure->memory_dirty_rate = json_u64(answer, "dirty-rate", 0) * MiB;
+    departure->dirty_rate_known = !answered || strcmp(status, "measuring") != 0;
+    return departure->dirty_rate_known;
+}
+
+/* A dry run waits for it; a move has better things to do and takes it into account when it is there. */
+static void wait_dirty_rate(struct departure *departure)
 {
     int64_t until = clock_now() + (DIRTY_SECONDS + 1) * NSEC_PER_SEC;
-    while (clock_now() < until) {
-        _cleanup_json_ json_t *answer = NULL;
-        if (qmp_execute(qemu_qmp(machine_qemu(departure->machine)), "query-dirty-rate", NULL, 2000, &answer,
-                        NULL) < 0)
-            return 0;
-        if (strcmp(json_str(answer, "status", ""), "measured") == 0)
-            return json_u64(answer, "dirty-rate", 0) * MiB;
-        if (strcmp(json_str(answer, "status", ""), "measuring") != 0 ||
-            session_nap(&departure->session, clock_now() + 20 * NSEC_PER_MSEC, NULL) < 0)
-            return 0;
-    }
-    return 0;
+    while (!ask_dirty_rate(departure) && clock_now() < until)
+        if (session_nap(&departure->session, clock_now() + 20 * NSEC_PER_MSEC, NULL) < 0)
+            return;
 }
 
 void plan_begin(struct departure *departure)
@@ -155,10 +160,43 @@ static double precopy_seconds(double volume, double rate, double dirty, double *
     return volume / gain;
 }
 
+/* A host with more to run than cores does the same work later; about half of a move's time is the link's,
+ * though. */
+static double busy_factor(void)
+{
+    double load = 0, cores = (double)sysconf(_SC_NPROCESSORS_ONLN);
+    if (getloadavg(&load, 1) != 1 || load + 1 <= cores)
+        return 1;
+    return sqrt((load + 1) / cores);
+}
+
+static void model(struct departure *departure)
+{
+    struct prediction *prediction = &departure->prediction;
+    double link = (double)prediction->link_rate, dirty = (double)departure->memory_dirty_rate, memory_bytes;
+    double memory_rate = MIN(link, MEMORY_PATH_RATE);
+    double work = precopy_seconds((double)departure->used_memory, memory_rate, dirty, &memory_bytes);
+    work += (double)machine_config(departure->machine)->memory / SCAN_RATE;
+    work += (double)prediction->disk_bytes / MIN(link, DISK_PATH_RATE);
+    prediction->seconds =
+        departure->prepared + ROUNDS_SECONDS + work * busy_factor() + 6 * prediction->rtt_ms / 1000;
+    prediction->memory_bytes = (uint64_t)memory_bytes;
+    prediction->blackout_ms =
+        (uint64_t)(FIXED_BLACKOUT_MS * busy_factor() + 3 * prediction->rtt_ms +
+                   MIN((double)departure->options.max_blackout_ms / 2, dirty / memory_rate * 100));
+    prediction->known = true;
+    progress_predict(departure->progress, prediction);
+}
+
+void plan_refine(struct departure *departure)
+{
+    if (!departure->dirty_rate_known && ask_dirty_rate(departure))
+        model(departure);
+}
+
 int plan_predict(struct departure *departure, struct err *err)
 {
     struct prediction *prediction = &departure->prediction;
-    double disk_bytes = 0, memory_bytes;
     int r = measure_link(departure, err);
     if (r < 0)
         return r;
@@ -167,22 +205,13 @@ int plan_predict(struct departure *departure, struct err *err)
         prediction->disks[i].bytes = relocate_estimate(departure->relocate[i], disk_generation(disk));
         snprintf(prediction->disks[i].file, sizeof prediction->disks[i].file, "%s",
                  machine_config(departure->machine)->disks[i].file);
-        disk_bytes += (double)prediction->disks[i].bytes;
+        prediction->disk_bytes += prediction->disks[i].bytes;
     }
-    double link = (double)prediction->link_rate;
-    double memory_rate = MIN(link, MEMORY_PATH_RATE), dirty = (double)memory_dirty_rate(departure);
-    double seconds = precopy_seconds((double)used_memory(departure), memory_rate, dirty, &memory_bytes);
-    seconds += (double)machine_config(departure->machine)->memory / SCAN_RATE;
-    seconds += disk_bytes / MIN(link, DISK_PATH_RATE) + 6 * prediction->rtt_ms / 1000;
-    seconds += departure->options.dry_run ? FIXED_SECONDS
-                                          : (double)(clock_now() - departure->began) / NSEC_PER_SEC + 0.1;
-    prediction->seconds = seconds;
-    prediction->disk_bytes = (uint64_t)disk_bytes;
-    prediction->memory_bytes = (uint64_t)memory_bytes;
-    prediction->blackout_ms =
-        (uint64_t)(FIXED_BLACKOUT_MS + 3 * prediction->rtt_ms +
-                   MIN((double)departure->options.max_blackout_ms * 2 / 5, dirty / memory_rate * 100));
-    prediction->known = true;
-    progress_predict(departure->progress, prediction);
+    departure->used_memory = used_memory(departure);
+    departure->prepared =
+        departure->options.dry_run ? FIXED_SECONDS : (double)(clock_now() - departure->began) / NSEC_PER_SEC;
+    if (departure->options.dry_run)
+        wait_dirty_rate(departure);
+    model(departure);
     return 0;
 }
