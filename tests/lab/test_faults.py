@@ -223,6 +223,25 @@ def test_a_link_lost_for_good_at_the_commit_waits_for_a_human(labs, guests):
     assert not guest.datagrams.twice
 
 
+def test_a_source_that_was_cut_off_is_answered_after_the_guest_went_on(labs, guests):
+    lab = labs("a", "b", "c")
+    guest = guests(lab, lab.a)
+    lab.b.fault(guest.name, "destination.commit.written", "hold")
+    mover = lab.a.begin("move", guest.name, "b")
+    lab.b.wait_fault_reached(guest.name, "destination.commit.written")
+    lab.a.link.cut()
+    lab.b.clear_fault(guest.name)
+    wait_until(lambda: lab.where(guest.name)["b"] == "running", 20, "it runs on b")
+    guest.check_alive()
+    lab.b.orai("move", guest.name, "c")
+    assert lab.where(guest.name)["a"] == "committed"
+    lab.a.link.heal()
+    wait_until(lambda: lab.where(guest.name)["a"] == "replica", 30, "a hears that b had taken it")
+    mover.communicate(timeout=60)
+    check_whole(guest, settle(lab, guest))
+    assert lab.where(guest.name) == {"a": "replica", "b": "replica", "c": "running"}
+
+
 def epoch_role(host, guest):
     try:
         return json.loads((host.state / "vms" / guest.name / "epoch.json").read_text())["role"]

@@ -29,6 +29,7 @@ static const struct epoch_record committed = {
     .refused = 3,
     .move = {{1, 2, 3}},
     .peer = {.name = "b", .address = "b.example", .port = 7420, .fingerprint = {{9, 8, 7}}},
+    .from = {{6, 5, 4}},
 };
 
 static int setup(void **state)
@@ -96,6 +97,7 @@ static void test_every_member_survives(void **state)
     assert_string_equal(got->peer.address, "b.example");
     assert_int_equal(got->peer.port, 7420);
     assert_true(fingerprint_equal(&got->peer.fingerprint, &committed.peer.fingerprint));
+    assert_true(fingerprint_equal(&got->from, &committed.from));
     epoch_free(epoch);
 }
 
@@ -189,6 +191,12 @@ static void test_a_commit_without_its_peer_is_refused(void **state)
                    "\"move\":\"00000000000000000000000000000000\"}");
     assert_damaged_when("\"refused\":0", "\"peer\":{\"name\":\"b\",\"address\":\"b\",\"port\":7420,"
                                          "\"fingerprint\":\"12\"}");
+}
+
+static void test_a_source_that_is_no_key_is_refused(void **state)
+{
+    assert_damaged_when("\"refused\":0", "\"from\":\"12\"");
+    assert_damaged_when("\"refused\":0", "\"from\":12");
 }
 
 static void test_a_file_that_cannot_be_read_is_not_called_damaged(void **state)
@@ -319,6 +327,7 @@ int main(void)
         TEST(test_a_damaged_file_is_refused_and_never_guessed),
         TEST(test_every_cut_of_the_file_is_refused),
         TEST(test_a_commit_without_its_peer_is_refused),
+        TEST(test_a_source_that_is_no_key_is_refused),
         TEST(test_a_file_that_cannot_be_read_is_not_called_damaged),
         TEST(test_the_epoch_never_shrinks),
         TEST(test_what_was_refused_stays_refused),
