@@ -477,6 +477,11 @@ void arrival_unprepare(struct arrival *arrival)
     }
     if (epoch_get(arrival->epoch)->role != EPOCH_ARRIVING)
         return;
+    if (epoch_get(arrival->epoch)->ready) { /* the source may have committed: to give up is to refuse */
+        if (arrival_refuse(arrival, &err) < 0)
+            log_error("cannot refuse durably: %s", err.text);
+        return;
+    }
     struct epoch_record record = arrival->before;
     record.role = EPOCH_REPLICA; /* also if it was a fork: what it wrote may be gone by now */
     record.forked = false;

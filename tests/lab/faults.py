@@ -137,6 +137,7 @@ def representative():
             chosen.append((f"{sides[0]}.{stage}.end" if sides else of_stage[(s + k) % len(of_stage)], kind))
     for point in named_points():
         chosen += [(point, kind) for kind in ("kill-source-orai-vm", "kill-destination-orai-vm", "cut-short")]
+    chosen.append(("destination.pause.end", "fail"))  # "ready" was said, so the source may commit
     uncovered = set(points()) - {point for point, _ in chosen}
     chosen += [(point, "kill-source-orai-vm") for point in sorted(uncovered)]
     return list(dict.fromkeys(chosen))
