@@ -100,14 +100,29 @@ static int sync_locked(struct disk *disk)
     return 0;
 }
 
-static int write_one(struct disk *disk)
+static int write_locked(struct disk *disk)
 {
-    pthread_mutex_lock(&disk->lock);
     int r = write_next(disk);
     if (r == 0 && disk->written % RECORDS_PER_CHECK == 0)
         check_one(disk);
     if (r == 0 && disk->sync_every > 0 && disk->written % disk->sync_every == 0)
         r = sync_locked(disk);
+    return r;
+}
+
+static int write_one(struct disk *disk)
+{
+    pthread_mutex_lock(&disk->lock);
+    int r = write_locked(disk);
+    pthread_mutex_unlock(&disk->lock);
+    return r;
+}
+
+/* Its turn has come, unless it was told to stop while it waited for that (disk_set_rate). */
+static int write_paced(struct disk *disk)
+{
+    pthread_mutex_lock(&disk->lock);
+    int r = atomic_load(&disk->rate) > 0 ? write_locked(disk) : 0;
     pthread_mutex_unlock(&disk->lock);
     return r;
 }
@@ -119,7 +134,7 @@ static void *disk_thread(void *arg)
     for (;;) {
         uint64_t rate = atomic_load(&disk->rate);
         pace_wait(&pace, rate > 0 ? (int64_t)(SECOND / rate) : 50 * MS);
-        if (rate > 0 && write_one(disk) != 0)
+        if (rate > 0 && write_paced(disk) != 0)
             sleep(1);
     }
     return NULL;
@@ -222,7 +237,9 @@ int disk_trim(struct disk *disk, uint64_t offset, uint64_t length)
 
 void disk_set_rate(struct disk *disk, uint64_t records_per_second)
 {
+    pthread_mutex_lock(&disk->lock); /* at rate 0 nothing more comes once this has returned */
     atomic_store(&disk->rate, records_per_second);
+    pthread_mutex_unlock(&disk->lock);
 }
 
 struct disk_status disk_status(const struct disk *disk)
