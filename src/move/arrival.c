@@ -175,6 +175,7 @@ void arrival_free(struct arrival *arrival)
         pthread_join(arrival->thread, NULL);
     arrival_close_links(arrival);
     session_done(&arrival->session);
+    compare_done(&arrival->compare);
     machine_free(arrival->machine);
     for (size_t i = 0; i < ARRIVAL_MAX_CLAIMS; i++)
         lineage_free(arrival->claims[i].lineage);

@@ -13,6 +13,7 @@
  */
 #pragma once
 
+#include "memory/compare.h"
 #include "move/move.h"
 #include "move/progress.h"
 #include "move/session.h"
@@ -49,6 +50,9 @@ struct arrival {
     char source_name[64];
     struct machine *machine;
     bool dry_run;
+    bool compare_memory;    /* the guest is emulated: see memory/compare.h */
+    struct compare compare; /* of data link 0's thread, from "loaded" on */
+    atomic_bool comparing, compared;
     bool guest_runs;
     uint32_t forked[VM_MAX_DISKS]; /* the common ancestor where our copy is a fork, else 0 */
     bool ready;                    /* "ready" was said: from here on only a durable refusal ends the try */
@@ -85,6 +89,9 @@ bool arrival_may_roll_back(const struct arrival *arrival);
 
 /* arrival_transfer.c, for link threads. */
 int arrival_run(struct arrival *arrival, const uint8_t *payload, size_t size, struct err *err);
+int arrival_hashes(struct arrival *arrival, struct link *link, const uint8_t *payload, size_t size,
+                   struct err *err);
+int arrival_page(struct arrival *arrival, const uint8_t *payload, size_t size, struct err *err);
 /* The mark that all data links have passed. */
 uint32_t arrival_marked(struct arrival *arrival);
 /* Keeps a claim until its mark is durable. */

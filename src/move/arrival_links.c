@@ -159,8 +159,8 @@ static int on_mark(struct arrival *arrival, unsigned index, const struct frame *
     return 0;
 }
 
-static int on_data(struct arrival *arrival, unsigned index, const struct frame *frame, const uint8_t *payload,
-                   struct err *err)
+static int on_data(struct arrival *arrival, struct link *link, unsigned index, const struct frame *frame,
+                   const uint8_t *payload, struct err *err)
 {
     switch (frame->type) {
     case FRAME_RUN:
@@ -172,6 +172,12 @@ static int on_data(struct arrival *arrival, unsigned index, const struct frame *
             return err_set(err, EPROTO,
                            "memory came before QEMU was ready for it, or on the wrong connection");
         return relay_write(arrival->session.relay, payload, frame->length, err);
+    case FRAME_HASHES:
+    case FRAME_PAGE:
+        if (!arrival->comparing || index != 0)
+            return err_set(err, EPROTO, "memory is compared out of turn, or on the wrong connection");
+        return frame->type == FRAME_HASHES ? arrival_hashes(arrival, link, payload, frame->length, err)
+                                           : arrival_page(arrival, payload, frame->length, err);
     default:
         return err_set(err, EPROTO, "\"%s\" on a data connection", frame_type_name(frame->type));
     }
@@ -233,7 +239,7 @@ static int on_frame(void *arg, struct link *link, const struct frame *frame, con
     case KIND_CONTROL:
         return on_control(arrival, link, frame, payload, err);
     case KIND_DATA:
-        return on_data(arrival, index, frame, payload, err);
+        return on_data(arrival, link, index, frame, payload, err);
     }
     return -EPROTO;
 }

@@ -430,6 +430,7 @@ static int prepare(struct arrival *arrival, struct incoming_file files[2], struc
     arrival->config = coming;
     pthread_mutex_unlock(&arrival->lock);
     arrival->dry_run = json_bool(message, "dry_run", false);
+    arrival->compare_memory = json_bool(message, "compare_memory", false);
     if ((r = arrival_check(arrival, message, err)) < 0 ||
         (r = look_at_files(arrival, message, files, wanted, err)) < 0 ||
         (r = send_prepared(arrival, wanted, err)) < 0 ||

@@ -6,6 +6,8 @@
  * told. So a claim never says more than the disk would hold after a power cut.
  */
 #include "base/clock.h"
+#include "base/endian.h"
+#include "base/file.h"
 #include "base/log.h"
 #include "base/macro.h"
 #include "move/arrival.h"
@@ -197,9 +199,61 @@ static int wait_loaded(struct arrival *arrival, struct err *err)
     }
 }
 
+/* --- comparing an emulated guest's memory -----------------------------------------------------------------
+ */
+
+int arrival_hashes(struct arrival *arrival, struct link *link, const uint8_t *payload, size_t size,
+                   struct err *err)
+{
+    struct compare *compare = &arrival->compare;
+    bool end;
+    int r = compare_check(compare, payload, size, &end, err);
+    if (r < 0 || !end)
+        return r;
+    if (compare->count > FRAME_MAX_PAYLOAD / 8)
+        return err_set(err, EIO, "%zu pages of the guest's memory arrived wrong", compare->count);
+    for (size_t i = 0; i < compare->count; i++)
+        put_le64(&compare->differ[i], compare->differ[i]);
+    return link_send(link, FRAME_WANTED, compare->differ, compare->count * 8, NULL, 0, err);
+}
+
+int arrival_page(struct arrival *arrival, const uint8_t *payload, size_t size, struct err *err)
+{
+    if (size == 0) {
+        arrival->compared = true;
+        session_wake(&arrival->session);
+        return 0;
+    }
+    if (size != 8 + COMPARE_PAGE || get_le64(payload) >= arrival->compare.pages)
+        return err_set(err, EPROTO, "a page of the guest's memory makes no sense");
+    int r =
+        file_pwrite_full(arrival->compare.ram, payload + 8, COMPARE_PAGE, get_le64(payload) * COMPARE_PAGE);
+    return r < 0 ? err_sys(err, r, "cannot write the guest's memory") : 0;
+}
+
+/* The source sends its hashes once it hears "loaded"; data link 0 compares. */
+static int wait_compared(struct arrival *arrival, struct err *err)
+{
+    int64_t deadline = clock_now() + LOADED_NS;
+    int ram = qemu_ram_fd(machine_qemu(arrival->machine));
+    if (ram < 0)
+        return err_set(err, EBADF, "the guest's memory cannot be read");
+    compare_init(&arrival->compare, ram, arrival->config.memory);
+    arrival->comparing = true;
+    int r = link_send(arrival->session.control, FRAME_LOADED, NULL, 0, NULL, 0, err);
+    while (r == 0 && !arrival->compared) {
+        if (clock_now() > deadline)
+            return err_set(err, ETIMEDOUT, "the guest's memory was not compared in time");
+        r = session_nap(&arrival->session, clock_now() + 20 * NSEC_PER_MSEC, err);
+    }
+    return r;
+}
+
 int arrival_pause(struct arrival *arrival, struct err *err)
 {
     int r = wait_loaded(arrival, err);
+    if (r == 0 && arrival->compare_memory)
+        r = wait_compared(arrival, err);
     if (r < 0)
         return r;
     struct epoch_record record = *epoch_get(arrival->epoch);

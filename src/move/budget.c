@@ -7,7 +7,7 @@
 #include <pthread.h>
 
 #define DEPTH_NS (20 * NSEC_PER_MSEC)
-#define MIN_GRANT 1400u /* less is not worth a record */
+#define MIN_GRANT 1400U /* less is not worth a record */
 
 struct budget {
     uint64_t rate;

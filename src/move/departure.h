@@ -5,6 +5,7 @@
  *   departure.c           the object, its thread, what others may ask of it
  *   departure_prepare.c   connects, lets the destination check, chooses bases, sends files
  *   departure_transfer.c  disk rounds, the memory stream, the pause
+ *   departure_compare.c   an emulated guest's memory is compared, because QEMU's dirty tracking of it has holes
  *   departure_commit.c    the commit, and asking until the destination has answered
  *
  * One thread walks the stages and owns everything here but what is marked otherwise.
@@ -98,6 +99,10 @@ int departure_check_time(struct departure *departure, struct err *err);
 /* Sends the claim that the copy of disk `i` there may make once mark `sequence` is durable (0: at once). */
 int departure_send_claim(struct departure *departure, size_t i, const struct lineage *claim,
                          uint32_t sequence, unsigned flags, struct err *err);
+
+/* The guest stands still and is loaded there: makes its memory equal. */
+int departure_compare(struct departure *departure, struct err *err);
+bool departure_emulated(const struct departure *departure);
 
 /* plan.c. plan_begin starts what takes a second to measure; plan_predict measures the rest and fills
  * departure->prediction, from the control link and the relocates. */

@@ -272,6 +272,7 @@ static int send_prepare(struct departure *departure, const struct travelling_fil
                                                vm_config_to_json(machine_config(departure->machine)), "files",
                                                files_json(files), "disk_bytes", (json_int_t)full, "dry_run",
                                                departure->options.dry_run, "version", ORAI_VERSION);
+    json_object_set_new(prepare, "compare_memory", json_boolean(departure_emulated(departure)));
     return link_send_json(departure->session.control, FRAME_PREPARE, prepare, err);
 }
 

@@ -524,6 +524,8 @@ int departure_pause(struct departure *departure, struct err *err)
         r = last_round(departure, err);
     if (r == 0)
         r = wait_completed(departure, err);
+    if (r == 0 && departure_emulated(departure))
+        r = departure_compare(departure, err);
     if (r == 0)
         r = session_wait_json(&departure->session, FRAME_READY, clock_now() + PAUSE_LIMIT_NS, &ready, err);
     departure->numbers.memory_sent = relay_bytes(departure->session.relay);

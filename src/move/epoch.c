@@ -174,7 +174,9 @@ int epoch_open(const char *vm_dir, struct epoch **ret, struct err *err)
     struct err why = ERR_NONE;
     r = json_parse(text, size, "record", &json, &why);
     free(text);
-    if (r < 0 || (r = record_from_json(json, &epoch->record, &why)) < 0) {
+    if (r == 0)
+        r = record_from_json(json, &epoch->record, &why);
+    if (r < 0) {
         err_set(err, EBADMSG, "%s is damaged (%.200s): it cannot be told which host may run this VM",
                 epoch->path, why.text);
         return err_hint(err,

@@ -10,9 +10,9 @@
 #include <string.h>
 #include <sys/eventfd.h>
 
-#define QUEUE_DEFAULT (1u << 20)
-#define READ_SIZE (64u << 10)
-#define SEND_SLICE (64u << 10)
+#define QUEUE_DEFAULT (1U << 20)
+#define READ_SIZE (64U << 10)
+#define SEND_SLICE (64U << 10)
 #define TURN 64 /* reads, and writes, before the other direction has its turn */
 #define PING_NS NSEC_PER_SEC
 
@@ -335,7 +335,7 @@ static void wait_work(struct link *link, int sent, int timeout_ms)
         {.fd = link->wake, .events = POLLIN},
     };
     if (sent == SEND_BLOCKED && link->budget_wait == 0)
-        fds[0].events |= tls_write_events(link->tls);
+        fds[0].events = (short)(fds[0].events | tls_write_events(link->tls));
     if (link->budget_wait > 0) {
         struct timespec t = {.tv_nsec = (long)MIN(link->budget_wait, NSEC_PER_SEC - 1)};
         ppoll(fds, 1, &t, NULL); /* more in the queue changes nothing while the budget is empty */

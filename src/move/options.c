@@ -26,7 +26,7 @@ static int peer_from_json(const json_t *json, struct move_peer *ret, struct err 
 }
 
 #define MAX_MSEC UINT64_C(31536000000) /* a year; as nanoseconds it fits well */
-#define MIN_BANDWIDTH 65536u           /* slower than the heartbeats need */
+#define MIN_BANDWIDTH 65536U           /* slower than the heartbeats need */
 
 /* A member that is missing keeps its default; one of another type would be taken for missing, and a move be
  * made that nobody asked for. */

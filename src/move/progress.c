@@ -148,7 +148,7 @@ json_t *progress_json(struct progress *progress, const char *role)
                   n->phase, "state", move_outcome_name(progress->outcome), "dry_run", progress->dry_run);
     json_object_set_new(json, "disk",
                         json_pack("{s:I, s:I, s:I, s:I, s:I, s:s}", "total_bytes",
-                                  (json_int_t)(n->disk_sent + n->disk_remaining), "sent_bytes",
+                                  (json_int_t)n->disk_sent + (json_int_t)n->disk_remaining, "sent_bytes",
                                   (json_int_t)n->disk_sent, "remaining_bytes", (json_int_t)n->disk_remaining,
                                   "round", (json_int_t)n->disk_rounds, "full_bytes", (json_int_t)n->disk_full,
                                   "base", n->disk_base));

@@ -78,7 +78,7 @@ void vm_want_paused(struct vm *vm, bool paused)
     }
     int fd = open(path, O_WRONLY | O_CREAT | O_CLOEXEC, 0600);
     if (fd < 0)
-        log_warning("cannot remember that the guest is paused: %s: %s", path, strerror(errno));
+        log_warning("cannot remember that the guest is paused: %s: %m", path);
     else
         close(fd);
 }
@@ -237,23 +237,9 @@ static int check_not_running(const struct vm *vm, struct err *err)
     return r;
 }
 
-/* Before a boot the guest's memory may still change by a little: see vm_config.memory_trim. */
-static int fit_memory(struct vm *vm, struct err *err)
-{
-    const char *accel;
-    int r = qemu_accel(vm->config.accel, &accel, err);
-    uint64_t trim = r == 0 && strcmp(accel, "tcg") == 0 ? VM_TCG_TRIM : 0;
-    if (r < 0 || trim == vm->config.memory_trim)
-        return r;
-    vm->config.memory_trim = trim;
-    return vm_config_save(vm->options.vm_dir, &vm->config, err);
-}
-
 static int boot(struct vm *vm, struct err *err)
 {
-    int r = fit_memory(vm, err);
-    if (r == 0)
-        r = machine_new(&vm->host.env, &vm->config, &vm->machine, err);
+    int r = machine_new(&vm->host.env, &vm->config, &vm->machine, err);
     if (r == 0)
         r = claim_disks(vm, err);
     if (r == 0)

@@ -28,6 +28,7 @@
 #include <limits.h>
 #include <malloc.h>
 #include <poll.h>
+#include <pthread.h>
 #include <pwd.h>
 #include <signal.h>
 #include <stdio.h>
@@ -71,6 +72,7 @@ static int lock_vm(const char *vm_dir, int *ret_fd, struct err *err)
 
 static int find_user(const char *name, struct qemu_env *env, struct err *err)
 {
+    /* NOLINTNEXTLINE(concurrency-mt-unsafe): there are no threads yet */
     const struct passwd *user = getpwnam(name ? name : DEFAULT_USER);
     if (!user && name) {
         int r = err_set(err, ENOENT, "there is no user \"%s\" for QEMU to run as", name);
@@ -201,7 +203,7 @@ static void trim_log(const struct vm *vm, const char *name)
         return;
     log_warning("%s had %lld bytes and is emptied", path, (long long)st.st_size);
     if (truncate(path, 0) < 0)
-        log_warning("cannot empty %s: %s", path, strerror(errno));
+        log_warning("cannot empty %s: %m", path);
 }
 
 static void check_logs(struct vm *vm, int64_t now)
@@ -264,7 +266,7 @@ static int open_signals(struct err *err)
     sigaddset(&set, SIGINT);
     sigaddset(&set, SIGHUP);
     signal(SIGPIPE, SIG_IGN);
-    sigprocmask(SIG_BLOCK, &set, NULL);
+    pthread_sigmask(SIG_BLOCK, &set, NULL);
     int fd = signalfd(-1, &set, SFD_CLOEXEC);
     return fd < 0 ? err_sys(err, errno, "cannot wait for signals") : fd;
 }
@@ -337,6 +339,7 @@ int main(int argc, char **argv)
     static struct vm vm = {.events.wake = -1};
     const char *text;
     struct err err = ERR_NONE;
+    /* NOLINTNEXTLINE(concurrency-mt-unsafe): there are no threads yet */
     mallopt(M_ARENA_MAX, 2); /* many threads, little memory */
     log_open("orai-vm");
     if (options_parse(argc, argv, &vm.options, &text, &err) < 0) {

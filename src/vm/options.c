@@ -99,6 +99,7 @@ int options_parse(int argc, char **argv, struct vm_options *ret, const char **re
     int c;
     optind = 1;
     opterr = 0;
+    /* NOLINTNEXTLINE(concurrency-mt-unsafe): there are no threads yet */
     while ((c = getopt_long(argc, argv, "", long_options, NULL)) != -1) {
         switch (c) {
         case OPT_STATE_DIR:

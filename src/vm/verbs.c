@@ -43,6 +43,7 @@ static_assert(ARRAY_SIZE(allowed) == VM_STATE_COUNT, "a line for each state");
 
 static int do_nothing(struct vm *vm, const json_t *request, struct err *err)
 {
+    (void)vm, (void)request, (void)err;
     return 0;
 }
 
@@ -57,11 +58,13 @@ static int do_stop(struct vm *vm, const json_t *request, struct err *err)
 
 static int do_kill(struct vm *vm, const json_t *request, struct err *err)
 {
+    (void)request;
     return vm_kill(vm, err);
 }
 
 static int do_pause(struct vm *vm, const json_t *request, struct err *err)
 {
+    (void)request;
     int r = qemu_pause(machine_qemu(vm->machine), err);
     if (r == 0) {
         vm_want_paused(vm, true);
@@ -72,6 +75,7 @@ static int do_pause(struct vm *vm, const json_t *request, struct err *err)
 
 static int do_resume(struct vm *vm, const json_t *request, struct err *err)
 {
+    (void)request;
     int r = qemu_cont(machine_qemu(vm->machine), err);
     if (r == 0) {
         vm_want_paused(vm, false);
@@ -90,6 +94,7 @@ static int do_move(struct vm *vm, const json_t *request, struct err *err)
 
 static int do_cancel(struct vm *vm, const json_t *request, struct err *err)
 {
+    (void)request;
     return vm_move_cancel(vm, err);
 }
 

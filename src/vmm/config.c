@@ -12,6 +12,7 @@
 #include "base/json.h"
 #include "base/macro.h"
 #include "base/size.h"
+#include "net/address.h"
 
 #include <ctype.h>
 #include <errno.h>
@@ -23,7 +24,7 @@
 #define MEMORY_MIN (16 * MiB)
 #define MEMORY_MAX (4096 * GiB)
 #define CPUS_MAX 240
-#define DISK_SIZE_MAX (1024 * 1024 * GiB)
+#define DISK_SIZE_MAX (UINT64_C(1) << 50)
 
 static const char alphanumeric[] = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789";
 
@@ -67,7 +68,7 @@ static int copy_string(const json_t *object, const char *key, const char *what, 
         return err_set(err, EINVAL, "%s: \"%s\" contains a NUL character", what, key);
     if (strlen(text) >= size)
         return err_set(err, EINVAL, "%s: \"%s\" has more than %zu characters", what, key, size - 1);
-    strcpy(ret, text);
+    memcpy(ret, text, strlen(text) + 1);
     return 0;
 }
 
@@ -111,9 +112,6 @@ static int read_size(const json_t *json, const char *what, struct vm_config *con
     if (cpus < 1 || cpus > CPUS_MAX)
         return err_set(err, EINVAL, "%s: \"cpus\" must be between 1 and %d", what, CPUS_MAX);
     config->cpus = (unsigned)cpus;
-    config->memory_trim = json_u64(json, "memory_trim", 0);
-    if (config->memory_trim != 0 && config->memory_trim != VM_TCG_TRIM)
-        return err_set(err, EINVAL, "%s: \"memory_trim\" must be 0 or %d", what, VM_TCG_TRIM);
     return 0;
 }
 
@@ -143,7 +141,8 @@ static int read_processor(const json_t *json, const char *what, struct vm_config
                        what);
     if (!plain(config->cpu, "._-,+=:"))
         return err_set(err, EINVAL, "%s: \"cpu\" is not a QEMU CPU model", what);
-    if (strcmp(config->accel, "auto") && strcmp(config->accel, "kvm") && strcmp(config->accel, "tcg"))
+    if (strcmp(config->accel, "auto") != 0 && strcmp(config->accel, "kvm") != 0 &&
+        strcmp(config->accel, "tcg") != 0)
         return err_set(err, EINVAL, "%s: \"accel\" must be \"auto\", \"kvm\" or \"tcg\"", what);
     return 0;
 }
@@ -194,17 +193,9 @@ static int read_disk(const json_t *json, const char *what, struct vm_disk *disk,
 /* Six hex pairs, unicast and not zero: a guest's own address, never a group's. */
 static bool guest_mac(const char *text)
 {
-    unsigned bytes[6], any = 0;
-    int end = 0;
-    if (strlen(text) != 17 || strspn(text, "0123456789abcdefABCDEF:") != 17)
-        return false;
-    if (sscanf(text, "%2x:%2x:%2x:%2x:%2x:%2x%n", &bytes[0], &bytes[1], &bytes[2], &bytes[3], &bytes[4],
-               &bytes[5], &end) != 6 ||
-        end != 17)
-        return false;
-    for (size_t i = 0; i < 6; i++)
-        any |= bytes[i];
-    return any && !(bytes[0] & 1);
+    static const uint8_t zero[MAC_SIZE];
+    uint8_t mac[MAC_SIZE];
+    return mac_parse(text, mac) == 0 && memcmp(mac, zero, sizeof mac) != 0 && !(mac[0] & 1);
 }
 
 static int read_nic(const json_t *json, const char *what, struct vm_nic *nic, struct err *err)
@@ -271,7 +262,7 @@ static int read_nics(const json_t *json, const char *what, struct vm_config *con
 
 int vm_config_from_json(const json_t *json, const char *what, struct vm_config *ret, struct err *err)
 {
-    static const char *const keys[] = {"name",   "id",     "memory", "memory_trim", "cpus", "machine", "cpu", "accel",
+    static const char *const keys[] = {"name",   "id",     "memory", "cpus",  "machine", "cpu", "accel",
                                        "kernel", "initrd", "append", "disks", "nics",    NULL};
     static int (*const readers[])(const json_t *, const char *, struct vm_config *, struct err *) = {
         read_identity, read_size, read_processor, read_kernel, read_disks, read_nics,
@@ -304,9 +295,8 @@ json_t *vm_config_to_json(const struct vm_config *config)
     for (size_t i = 0; i < config->nic_count; i++)
         json_array_append_new(
             nics, json_pack("{s:s, s:s}", "bridge", config->nics[i].bridge, "mac", config->nics[i].mac));
-    return json_pack("{s:s, s:s, s:I, s:I, s:i, s:s, s:s, s:s, s:s, s:s, s:s, s:o, s:o}", "name", config->name,
-                     "id", id_format(&config->id, id), "memory", (json_int_t)config->memory, "memory_trim",
-                     (json_int_t)config->memory_trim, "cpus",
+    return json_pack("{s:s, s:s, s:I, s:i, s:s, s:s, s:s, s:s, s:s, s:s, s:o, s:o}", "name", config->name,
+                     "id", id_format(&config->id, id), "memory", (json_int_t)config->memory, "cpus",
                      (int)config->cpus, "machine", config->machine, "cpu", config->cpu, "accel",
                      config->accel, "kernel", config->kernel, "initrd", config->initrd, "append",
                      config->append, "disks", disks, "nics", nics);

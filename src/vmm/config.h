@@ -14,7 +14,6 @@
 #define VM_NAME_SIZE 64
 #define VM_MAX_DISKS 16
 #define VM_MAX_NICS 8
-#define VM_TCG_TRIM 8192
 
 struct vm_disk {
     char file[64];              /* "disk0.raw" */
@@ -31,11 +30,6 @@ struct vm_config {
     char name[VM_NAME_SIZE]; /* [a-zA-Z0-9][a-zA-Z0-9._-]* */
     struct id id;
     uint64_t memory; /* bytes, a multiple of 2 MiB */
-    /* Bytes that the guest gets less, 0 or VM_TCG_TRIM, chosen at each boot and the same wherever the VM then moves.
-     * QEMU before 9.0 loses dirty pages of emulated (TCG) guests when RAM is a whole number of 256 KiB: its fast path of
-     * cpu_physical_memory_sync_dirty_bitmap clears dirty bits without resetting the TLB (fixed upstream by "physmem: Fix
-     * migration dirty bitmap coherency with TCG memory access"). An odd size takes the path that is right. */
-    uint64_t memory_trim;
     unsigned cpus;
     char machine[64]; /* versioned, pinned at create: "pc-q35-7.2" */
     char cpu[256];    /* "x86-64-v2" (portable, the default), "host", "max" or a QEMU -cpu value */

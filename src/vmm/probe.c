@@ -12,10 +12,11 @@
 #include <poll.h>
 #include <signal.h>
 #include <spawn.h>
+#include <stdlib.h>
 #include <string.h>
 #include <sys/wait.h>
 
-#define OUTPUT_MAX (256u << 10)
+#define OUTPUT_MAX (256U << 10)
 #define PROBE_SECONDS 20
 
 /* --- KVM ---------------------------------------------------------------------------------------------------
@@ -38,7 +39,7 @@ bool kvm_usable(char why[128])
 {
     _cleanup_close_ int fd = open("/dev/kvm", O_RDWR | O_CLOEXEC);
     if (fd < 0) {
-        snprintf(why, 128, "cannot open /dev/kvm: %s", strerror(errno));
+        snprintf(why, 128, "cannot open /dev/kvm: %m");
         return false;
     }
     /* A /dev/kvm without them is an emulation in software, in which stock kernels hang. */
@@ -128,11 +129,15 @@ static bool parse_machine(const char *word, struct machine_name *ret)
     static const char *const families[] = {"pc-q35-", "pc-i440fx-"};
     for (size_t i = 0; i < ARRAY_SIZE(families); i++) {
         size_t n = strlen(families[i]);
-        if (strncmp(word, families[i], n) == 0 && strlen(word) < sizeof ret->name &&
-            sscanf(word + n, "%u.%u", &ret->major, &ret->minor) == 2) {
-            strcpy(ret->name, word);
-            return true;
-        }
+        if (strncmp(word, families[i], n) != 0 || strlen(word) >= sizeof ret->name)
+            continue;
+        char *end;
+        ret->major = (unsigned)strtoul(word + n, &end, 10);
+        if (end == word + n || *end != '.' || !isdigit((unsigned char)end[1]))
+            continue;
+        ret->minor = (unsigned)strtoul(end + 1, NULL, 10);
+        memcpy(ret->name, word, strlen(word) + 1);
+        return true;
     }
     return false;
 }
@@ -170,7 +175,7 @@ static void parse_version(const char *text, char ret[32])
     static const char before[] = "version ";
     const char *at = strstr(text, before);
     at = at ? at + strlen(before) : "unknown";
-    snprintf(ret, 32, "%.*s", (int)MIN(strcspn(at, " \n("), 31u), at);
+    snprintf(ret, 32, "%.*s", (int)MIN(strcspn(at, " \n("), 31U), at);
 }
 
 int qemu_probe(const char *binary, struct qemu_host *ret, struct err *err)

@@ -25,6 +25,7 @@
 #include <fcntl.h>
 #include <poll.h>
 #include <signal.h>
+#include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
@@ -230,7 +231,7 @@ static int launch(struct qemu *qemu, const struct qemu_env *env, const struct vm
         r = qemu_path(pid_file, env->run_dir, "qemu.pid", err);
     if (r < 0)
         return r;
-    qemu->ram_fd = make_ram(config->memory - config->memory_trim, err);
+    qemu->ram_fd = make_ram(config->memory, err);
     if (qemu->ram_fd < 0)
         return qemu->ram_fd;
     r = collect_fds(env, config, qemu->ram_fd, tap_fds, &inherited, &fds, err);
@@ -302,7 +303,7 @@ static int take_ram(pid_t pid, int pidfd)
         ssize_t n = readlinkat(dirfd(dir), entry->d_name, target, sizeof target - 1);
         target[MAX(n, 0)] = '\0';
         if (strncmp(target, "/memfd:" RAM_NAME " ", strlen("/memfd:" RAM_NAME " ")) == 0)
-            fd = (int)syscall(SYS_pidfd_getfd, pidfd, atoi(entry->d_name), 0);
+            fd = (int)syscall(SYS_pidfd_getfd, pidfd, (int)strtol(entry->d_name, NULL, 10), 0);
     }
     closedir(dir);
     return fd;

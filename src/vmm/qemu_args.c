@@ -63,7 +63,7 @@ static void add_machine(struct args *args, const struct vm_config *config, const
                         const struct qemu_fds *fds)
 {
     char uuid[ID_TEXT_SIZE];
-    unsigned long long memory = (config->memory - config->memory_trim) / KiB;
+    unsigned long long memory = config->memory / MiB;
     id_format(&config->id, uuid);
     add(args, "-nodefaults");
     add(args, "-no-user-config");
@@ -80,9 +80,9 @@ static void add_machine(struct args *args, const struct vm_config *config, const
     add(args, "-smp");
     add(args, "%u", config->cpus);
     add(args, "-m");
-    add(args, "size=%lluK", memory);
+    add(args, "size=%lluM", memory);
     add(args, "-object");
-    add(args, "memory-backend-file,id=ram,size=%lluK,share=on,mem-path=/proc/self/fd/%d", memory, fds->ram);
+    add(args, "memory-backend-file,id=ram,size=%lluM,share=on,mem-path=/proc/self/fd/%d", memory, fds->ram);
     add(args, "-rtc");
     add(args, "base=utc");
     add(args, "-display");

@@ -18,6 +18,7 @@
 #include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <stdlib.h>
 #include <string.h>
 #include <sys/resource.h>
 #include <sys/stat.h>
@@ -188,7 +189,7 @@ void qemu_hurry(struct qemu *qemu, bool hurry)
     snprintf(path, sizeof path, "/proc/%d/task", (int)qemu->pid);
     DIR *tasks = opendir(path);
     for (struct dirent *entry; tasks && (entry = readdir(tasks));) {
-        pid_t thread = (pid_t)atoi(entry->d_name);
+        pid_t thread = (pid_t)strtol(entry->d_name, NULL, 10); /* 0: not a thread */
         if (thread > 0 && carries_migration(qemu->pid, thread))
             setpriority(PRIO_PROCESS, (id_t)thread, hurry ? HURRY_NICE : 0);
     }

@@ -5,7 +5,8 @@
 #include <stdlib.h>
 #include <string.h>
 
-#define CHUNK 4096u
+#define CHUNK 4096U
+#define KEEP 65536U /* above this the memory goes once it is empty */
 
 void qmp_lines_done(struct qmp_lines *lines)
 {
@@ -18,7 +19,7 @@ static void compact(struct qmp_lines *lines)
 {
     lines->size -= lines->taken;
     lines->scanned -= lines->taken;
-    if (lines->size == 0 && lines->capacity > 16 * CHUNK) {
+    if (lines->size == 0 && lines->capacity > KEEP) {
         qmp_lines_done(lines);
         return;
     }

@@ -17,6 +17,7 @@
 #include <grp.h>
 #include <linux/close_range.h>
 #include <signal.h>
+#include <stdlib.h>
 #include <string.h>
 #include <sys/prctl.h>
 #include <sys/socket.h>
@@ -25,7 +26,8 @@
 #include <sys/wait.h>
 
 #define FIRST_FD 3
-#define HIGH_FD 200 /* above every number that the child's descriptors get */
+#define MAX_GROUP 1048576 /* bytes of its entry: a group may have very many members */
+#define HIGH_FD 200       /* above every number that the child's descriptors get */
 
 enum step { STEP_FDS, STEP_LIMITS, STEP_USER, STEP_EXEC };
 
@@ -49,7 +51,7 @@ static void reset_signals(void)
         sigaction(i, &action, NULL);
     sigset_t none;
     sigemptyset(&none);
-    sigprocmask(SIG_SETMASK, &none, NULL);
+    pthread_sigmask(SIG_SETMASK, &none, NULL);
 }
 
 /* First all of them up out of the way, then down to their places. */
@@ -71,7 +73,7 @@ static int place_fds(const struct spawn *spawn, int *parent)
     for (size_t i = 0; i < spawn->fd_count; i++)
         if (dup2(high[i], FIRST_FD + (int)i) < 0)
             return -errno;
-    return close_range(FIRST_FD + (unsigned)spawn->fd_count, ~0u, CLOSE_RANGE_CLOEXEC) < 0 ? -errno : 0;
+    return close_range(FIRST_FD + (unsigned)spawn->fd_count, ~0U, CLOSE_RANGE_CLOEXEC) < 0 ? -errno : 0;
 }
 
 /* Raw system calls: glibc's wrappers would signal threads that this process does not have. */
@@ -137,19 +139,31 @@ static int release(const struct spawn *spawn, pid_t pid, int socket, struct err 
     return r;
 }
 
+/* 0 when there is no such group. */
+static gid_t find_group(const char *name)
+{
+    for (size_t size = 1024; size <= MAX_GROUP; size *= 4) {
+        _cleanup_free_ char *text = malloc(size);
+        struct group group, *found = NULL;
+        int r = text ? getgrnam_r(name, &group, text, size, &found) : ENOMEM;
+        if (r != ERANGE)
+            return r == 0 && found ? found->gr_gid : 0;
+    }
+    return 0;
+}
+
 int spawn_process(const struct spawn *spawn, pid_t *ret_pid, int *ret_pidfd, struct err *err)
 {
     int pair[2];
     /* The lookup may use NSS: not after fork. */
-    const struct group *kvm = getgrnam("kvm");
-    gid_t kvm_group = kvm ? kvm->gr_gid : 0;
+    gid_t kvm_group = find_group("kvm");
     if (socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, pair) < 0)
         return err_sys(err, errno, "cannot start %s", spawn->argv[0]);
     _cleanup_close_ int ours = pair[0];
     pid_t pid = fork();
     if (pid == 0) {
         close(ours); /* else the child would hold up its own end of file */
-        child(spawn, kvm ? &kvm_group : NULL, pair[1]);
+        child(spawn, kvm_group ? &kvm_group : NULL, pair[1]);
     }
     close(pair[1]);
     if (pid < 0)

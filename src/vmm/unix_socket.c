@@ -24,7 +24,7 @@ static int make_address(const char *path, struct sockaddr_un *ret, struct err *e
         err_hint(err, "use a shorter --run-dir");
         return r;
     }
-    strcpy(ret->sun_path, path);
+    memcpy(ret->sun_path, path, strlen(path) + 1);
     return 0;
 }
 

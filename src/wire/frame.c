@@ -19,9 +19,11 @@ static const char *const type_names[] = {
     [FRAME_FILE] = "file",       [FRAME_BASE] = "base",         [FRAME_FORK] = "fork",
     [FRAME_OPENED] = "opened",   [FRAME_RUN] = "run",           [FRAME_MARK] = "mark",
     [FRAME_MARKED] = "marked",   [FRAME_STREAM] = "stream",     [FRAME_BACK] = "back",
-    [FRAME_PROBE] = "probe",     [FRAME_PROBED] = "probed",     [FRAME_READY] = "ready",
-    [FRAME_COMMIT] = "commit",   [FRAME_RUNNING] = "running",   [FRAME_REFUSED] = "refused",
-    [FRAME_FINISH] = "finish",   [FRAME_PROGRESS] = "progress", [FRAME_CANCEL] = "cancel",
+    [FRAME_PROBE] = "probe",     [FRAME_PROBED] = "probed",     [FRAME_LOADED] = "loaded",
+    [FRAME_HASHES] = "hashes",   [FRAME_WANTED] = "wanted",     [FRAME_PAGE] = "page",
+    [FRAME_READY] = "ready",     [FRAME_COMMIT] = "commit",     [FRAME_RUNNING] = "running",
+    [FRAME_REFUSED] = "refused", [FRAME_FINISH] = "finish",     [FRAME_PROGRESS] = "progress",
+    [FRAME_CANCEL] = "cancel",
 };
 static_assert(sizeof type_names / sizeof *type_names == FRAME_TYPE_END, "a name for each type");
 

@@ -1,0 +1,53 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * compare: makes the RAM of the QEMU that has loaded the guest equal to that of the QEMU that has sent it,
+ * while the guest stands still on both sides, by hashes of its pages.
+ *
+ * For emulated (TCG) guests only, because QEMU's dirty tracking of those loses writes: before 9.0 a dirty bit
+ * may be cleared without the TLB's entry being reset ("physmem: Fix migration dirty bitmap coherency with TCG
+ * memory access"), and in every version the reset may come between a virtual CPU's look at the bit and its
+ * marking of the entry as dirty. A guest that moved often enough under load panicked. KVM's dirty log has no
+ * such hole.
+ *
+ *   source                                  destination
+ *   hashes of allocated pages, in order ->  compares with its own; what lies between them must be zero
+ *                                        <- numbers of the pages that differ
+ *   those pages ->                          writes them
+ *
+ * XXH3-64: an accident with 2^18 pages has a chance of 2^-46; a guest that makes collisions on purpose only
+ * hurts itself. The RAM is a memfd, read and written by its descriptor: holes stay holes. One thread at a
+ * time per object.
+ */
+#pragma once
+
+#include "base/err.h"
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#define COMPARE_PAGE 4096u
+#define COMPARE_BATCH 1024u /* pages per message */
+#define COMPARE_MESSAGE (8 + 8 * (size_t)COMPARE_BATCH)
+
+/* --- source --- */
+/* The next message: u64 number of the first page, then a u64 hash for each following page, little-endian.
+ * `*page` is where to look from, and moves on; *ret_size 8 says that all pages were told (the first number is
+ * then the RAM's end). */
+int compare_hashes(int ram, uint64_t ram_size, uint64_t *page, uint8_t ret[COMPARE_MESSAGE], size_t *ret_size,
+                   struct err *err);
+
+/* --- destination --- */
+struct compare {
+    int ram;              /* borrowed */
+    uint64_t pages, next; /* all pages below `next` are done */
+    uint64_t *differ;     /* numbers of pages, ascending */
+    size_t count, room;
+};
+
+void compare_init(struct compare *compare, int ram, uint64_t ram_size);
+void compare_done(struct compare *compare);
+/* Takes a message of compare_hashes. -EPROTO when it is out of order or out of range. *ret_end: it was the
+ * last one. */
+int compare_check(struct compare *compare, const uint8_t *message, size_t size, bool *ret_end,
+                  struct err *err);
