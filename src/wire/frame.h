@@ -42,10 +42,6 @@ enum frame_type {
     FRAME_BACK,     /* QEMU's return path, destination -> source */
     FRAME_PROBE,    /* bytes to measure the link with; answered by PROBED when `last` */
     FRAME_PROBED,   /* JSON */
-    FRAME_LOADED,   /* destination -> source: QEMU has loaded the guest, its memory may be compared */
-    FRAME_HASHES,   /* memory/compare.h, source -> destination on data connection 0 */
-    FRAME_WANTED,   /* n x u64 page, back: the pages that differ */
-    FRAME_PAGE,     /* u64 page, 4096 bytes; empty: that was all */
     FRAME_READY,    /* JSON destination -> source: everything durable, the guest loaded and stopped */
     FRAME_COMMIT,   /* JSON source -> destination: the epoch is yours */
     FRAME_RUNNING,  /* JSON destination -> source: the guest runs here */
@@ -53,6 +49,10 @@ enum frame_type {
     FRAME_FINISH,   /* source -> destination: heard */
     FRAME_PROGRESS, /* JSON source -> destination, for people who watch there */
     FRAME_CANCEL,   /* destination -> source: a human cancelled there */
+    FRAME_LOADED,   /* destination -> source: QEMU has loaded the guest, its memory may be compared */
+    FRAME_HASHES,   /* memory/compare.h, source -> destination on data connection 0 */
+    FRAME_WANTED,   /* n x u64 page, back: the pages that differ */
+    FRAME_PAGE,     /* u64 page, 4096 bytes; empty: that was all */
     FRAME_TYPE_END
 };
 
