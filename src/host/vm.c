@@ -104,7 +104,7 @@ static struct vm *insert(struct vms *vms, const char *name, const struct id *id,
     struct vm *vm = calloc(1, sizeof *vm);
     if (!vm)
         return NULL;
-    snprintf(vm->name, sizeof vm->name, "%s", name);
+    memcpy(vm->name, name, strnlen(name, sizeof vm->name - 1)); /* peer_name_ok(): all of it */
     vm->id = *id;
     vm->desired = desired;
     vm->fd = vm->pidfd = vm->expected_pidfd = -1;
