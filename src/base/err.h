@@ -32,6 +32,20 @@ int err_hint(struct err *err, const char *format, ...) __attribute__((format(pri
 /* Names host and stage where they are still empty; returns -err->code. */
 int err_where(struct err *err, const char *host, const char *stage);
 
+/* clang's analyzer sees one file at a time: without this it follows paths on which a failure returns 0. */
+#ifdef __clang_analyzer__
+static inline int err_negative(int r)
+{
+    if (r >= 0)
+        __builtin_unreachable();
+    return r;
+}
+#ifndef ERR_DEFINES_THEM
+#define err_set(...) err_negative(err_set(__VA_ARGS__))
+#define err_sys(...) err_negative(err_sys(__VA_ARGS__))
+#endif
+#endif
+
 /* {"code": "ENOSPC", "text": ..., "hint": ..., "stage": ..., "host": ...}; empty members are left out. */
 json_t *err_to_json(const struct err *err);
 /* Takes what err_to_json made, from a peer perhaps: anything odd becomes EPROTO. Returns -ret->code. */

@@ -13,7 +13,7 @@
 #include <stdint.h>
 
 /* Limits on foreign JSON: size, and depth (jansson's own limit of 2048 is lowered by a scan). */
-#define JSON_MAX_SIZE (4u << 20)
+#define JSON_MAX_SIZE (4U << 20)
 
 int json_parse(const char *text, size_t size, const char *what, json_t **ret, struct err *err);
 /* File of at most JSON_MAX_SIZE bytes; errors carry the line. */

@@ -13,7 +13,7 @@
 #include <jansson.h>
 #include <stdbool.h>
 
-#define MSG_MAX (192u << 10)
+#define MSG_MAX (192U << 10)
 
 /* Listens at `path` (an old socket file is replaced), mode 0600. Returns the descriptor or -errno. */
 int msg_listen(const char *path, struct err *err);

@@ -10,7 +10,7 @@
 #include "base/json.h"
 #include "base/macro.h"
 
-#define STOP_MS 60000u      /* what oraid waits when it is not told */
+#define STOP_MS 60000U      /* what oraid waits when it is not told */
 #define ANSWER_MARGIN 30000 /* for its own work beside the guest's */
 
 /* Asks for a change of state, says what the VM is then. */
