@@ -80,7 +80,7 @@ static int create_lineage(const char *path, const struct image *image, const str
 {
     char side[PATH_MAX];
     _cleanup_free_ void *bytes = NULL;
-    size_t size;
+    size_t size = 0;
     _cleanup_(lineage_cleanup) struct lineage *lineage = lineage_new(disk, image->size);
     /* Time 0: a base image is the same entry wherever and whenever it was taken. */
     int r = !lineage ? -ENOMEM : base ? lineage_add(lineage, 1, base, LINEAGE_BASE, "", 0) : 0;

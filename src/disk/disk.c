@@ -31,7 +31,7 @@ static int load_lineage(struct disk *disk, struct err *err)
 {
     char path[PATH_MAX];
     _cleanup_free_ void *bytes = NULL;
-    size_t size;
+    size_t size = 0;
     int r = side_path(disk->path, SUFFIX_LINEAGE, path, err);
     if (r == 0)
         r = file_load(path, LINEAGE_MAX_BYTES, &bytes, &size, err);
@@ -234,7 +234,7 @@ int disk_open(const char *image, unsigned flags, struct disk **ret, struct err *
     _cleanup_(disk_cleanup) struct disk *disk = new_disk(image, flags);
     if (!disk || !disk->path || !disk->map)
         return err_set(err, ENOMEM, "out of memory opening %s", image);
-    bool lost;
+    bool lost = false;
     int r = image_open(image, disk->read_only, flags & DISK_DIRECT, &disk->image, err);
     if (r == 0)
         r = open_side_files(disk, flags, &lost, err);

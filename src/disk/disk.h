@@ -25,7 +25,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
-#define DISK_BLOCK 4096u
+#define DISK_BLOCK 4096U
 
 struct disk;
 
@@ -36,11 +36,11 @@ enum disk_open_flags {
     DISK_INIT = 1 << 3,   /* make map, lineage and intent when the image has none: a new disk id */
 };
 
-/* Makes a new image of `size` bytes (a multiple of 512) and its side files. `base` (may be NULL) is a raw
- * base image whose data is copied without its holes, its blocks becoming generation 1 with `base_hash` (first
- * 16 bytes of the SHA-256) as that generation's id. -EEXIST when the image is there. On failure nothing is
- * left behind. */
-int disk_create(const char *image, uint64_t size, const char *base, const struct id *base_hash,
+/* Makes a new image at `path` of `size` bytes (a multiple of 512) and its side files. `base` (may be NULL) is
+ * a raw base image whose data is copied without its holes, its blocks becoming generation 1 with `base_hash`
+ * (first 16 bytes of the SHA-256) as that generation's id. -EEXIST when the image is there. On failure
+ * nothing is left behind. */
+int disk_create(const char *path, uint64_t size, const char *base, const struct id *base_hash,
                 struct err *err);
 
 /* Opens for writing only a copy whose claim is OWNER or FORK (else -EROFS), unless DISK_FROZEN says that it
@@ -52,7 +52,7 @@ int disk_open(const char *image, unsigned flags, struct disk **ret, struct err *
 /* Makes everything durable, marks the stop as clean. Returns the first error of that; frees in any case. */
 int disk_close(struct disk *disk, struct err *err);
 /* Deletes image and side files (a block device is left, only its side files go). */
-int disk_remove(const char *image, struct err *err);
+int disk_remove(const char *path, struct err *err);
 
 uint64_t disk_size(const struct disk *disk);   /* bytes */
 uint64_t disk_blocks(const struct disk *disk); /* rounded up */

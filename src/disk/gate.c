@@ -6,8 +6,8 @@
  */
 #include "disk/gate.h"
 
-#define FROZEN 1u
-#define PHASE 2u /* one step */
+#define FROZEN 1U
+#define PHASE 2U /* one step */
 
 void gate_init(struct gate *gate)
 {

@@ -165,13 +165,13 @@ static int raise_for(struct disk *disk, const struct lineage *lineage, struct er
 
 static int change_lineage(struct disk *disk, const struct lineage *lineage, struct err *err)
 {
-    struct lineage *copy;
+    struct lineage *copy = NULL;
     int r = checked_copy(disk, lineage, &copy, err);
     if (r < 0)
         return r;
-    enum lineage_claim claim = copy->claim;
+    enum lineage_claim claim = lineage->claim;
     intent_turn(&disk->intent);
-    r = raise_for(disk, copy, err);
+    r = raise_for(disk, lineage, err);
     if (r == 0) {
         gate_drain(&disk->gate);
         r = make_durable(disk);

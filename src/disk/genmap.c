@@ -23,9 +23,9 @@
 
 #define MAGIC "ORAI-MAP"
 #define VERSION 1
-#define PAGE 4096u
+#define PAGE 4096U
 #define PER_PAGE (PAGE / sizeof(uint32_t))
-#define KEEP_MAPPED 512u /* pages that scans may leave resident */
+#define KEEP_MAPPED 512U /* pages that scans may leave resident */
 
 struct genmap_header_v1 {
     uint8_t magic[8];

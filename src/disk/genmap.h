@@ -18,7 +18,7 @@
 #include <pthread.h>
 #include <stdatomic.h>
 
-#define GENMAP_HEADER_SIZE 4096u
+#define GENMAP_HEADER_SIZE 4096U
 
 /* What the header says. */
 struct genmap_header {

@@ -20,7 +20,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-#define DIRECT_ALIGN 4096u /* suits every device that Linux has */
+#define DIRECT_ALIGN 4096U /* suits every device that Linux has */
 #define ZERO_CHUNK (256 * KiB)
 
 static int measure(const char *path, struct image *image, struct err *err)

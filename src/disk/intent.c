@@ -28,8 +28,9 @@
 
 #define MAGIC "ORAI-INT"
 #define VERSION 1
-#define PAGE 4096u
+#define PAGE 4096U
 #define WORDS_PER_PAGE (PAGE / sizeof(uint64_t))
+#define EXTENTS_PER_PAGE (WORDS_PER_PAGE * 64) /* a bit each */
 #define QUICK NSEC_PER_SEC /* first writes that follow each other within this are a burst */
 
 struct intent_header_v1 {
@@ -53,7 +54,7 @@ static uint64_t extents_of(uint64_t size)
 
 static size_t words_of(uint64_t size)
 {
-    return (extents_of(size) + PAGE * 8 - 1) / (PAGE * 8) * WORDS_PER_PAGE;
+    return (extents_of(size) + EXTENTS_PER_PAGE - 1) / EXTENTS_PER_PAGE * WORDS_PER_PAGE;
 }
 
 void intent_header_encode(const struct intent_header *header, uint8_t ret[INTENT_HEADER_SIZE])

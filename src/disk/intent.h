@@ -26,9 +26,9 @@
 #include <pthread.h>
 #include <stdatomic.h>
 
-#define INTENT_HEADER_SIZE 4096u
+#define INTENT_HEADER_SIZE 4096U
 #define INTENT_EXTENT (UINT32_C(1) << 20)
-#define INTENT_AHEAD 16u
+#define INTENT_AHEAD 16U
 
 struct intent_header {
     struct id map;  /* of the map that this belongs to */

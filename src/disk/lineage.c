@@ -20,7 +20,7 @@
 
 #define MAGIC "ORAI-LIN"
 #define VERSION 1
-#define BLOCK 4096u /* DISK_BLOCK; the cursor counts them */
+#define BLOCK 4096U /* DISK_BLOCK; the cursor counts them */
 
 struct lineage_header_v1 {
     uint8_t magic[8];
@@ -132,12 +132,16 @@ static void set_host(char host[LINEAGE_HOST_SIZE], const char *name)
     memcpy(host, name, strnlen(name, LINEAGE_HOST_SIZE - 1));
 }
 
+/* 0 = there is none. */
+static uint32_t newest_generation(const struct lineage *lineage)
+{
+    return lineage->count > 0 ? lineage->entries[lineage->count - 1].generation : 0;
+}
+
 int lineage_add(struct lineage *lineage, uint32_t generation, const struct id *id, enum lineage_kind kind,
                 const char *host, int64_t time_ms)
 {
-    const struct lineage_entry *newest = lineage_newest(lineage);
-    if (generation == 0 || generation >= LINEAGE_MAX_GENERATION ||
-        (newest && generation <= newest->generation))
+    if (generation <= newest_generation(lineage) || generation >= LINEAGE_MAX_GENERATION)
         return -EINVAL;
     while (lineage->count >= LINEAGE_MAX_ENTRIES) {
         int r = prune_one(lineage);
@@ -341,10 +345,9 @@ void lineage_compare(const struct lineage *ours, const struct lineage *theirs, s
 {
     *ret = (struct lineage_base){.foreign = true};
     bool same_disk = id_equal(&ours->disk, &theirs->disk);
-    const struct lineage_entry *newest = lineage_newest(theirs);
     bool owner = theirs->claim == LINEAGE_OWNER, partial = theirs->claim == LINEAGE_PARTIAL;
     /* What an owner's copy was last sealed as; what it wrote since is its own. */
-    uint32_t complete = owner ? (newest ? newest->generation : 0) : theirs->complete;
+    uint32_t complete = owner ? newest_generation(theirs) : theirs->complete;
     uint32_t base = newest_common(ours, theirs, complete);
     bool strayed = base != complete || (partial && partial_strayed(ours, theirs));
 

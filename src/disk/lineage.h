@@ -25,7 +25,7 @@ enum lineage_claim { LINEAGE_OWNER = 1, LINEAGE_REPLICA = 2, LINEAGE_PARTIAL = 3
 
 #define LINEAGE_HOST_SIZE 64
 #define LINEAGE_MAX_ENTRIES 1024 /* rounds are dropped first, then the oldest hand-overs, never the base */
-#define LINEAGE_MAX_BYTES (160u << 10)
+#define LINEAGE_MAX_BYTES (160U << 10)
 #define LINEAGE_MAX_GENERATION UINT32_C(0xfffffff0) /* no copy's current one goes above; entries stay below \
                                                      */
 

@@ -192,7 +192,7 @@ int relocate_next(struct relocate *relocate, void *data, size_t capacity, struct
                   struct err *err)
 {
     struct relocate_piece piece = {0};
-    bool hole;
+    bool hole = false;
     if (!next_run(relocate, UINT32_MAX, &piece.run)) {
         relocate->next = relocate->blocks;
         return 0;
@@ -263,7 +263,7 @@ uint64_t relocate_estimate(struct relocate *relocate, uint32_t upto)
     struct relocate look = *relocate; /* the walk of a copy changes nothing here */
     struct disk_run run;
     uint64_t bytes = 0;
-    bool hole;
+    bool hole = false;
     relocate_round(&look, upto);
     while (next_run(&look, UINT32_MAX, &run) && cut_at_hole(&look, &run, &hole, NULL) == 0) {
         bytes += hole ? 0 : bytes_before(&look, run.block + run.count) - run.block * DISK_BLOCK;
