@@ -1,26 +1,25 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #include "net/address.h"
 
+#include "base/id.h"
 #include "base/json.h"
 #include "base/macro.h"
 
 #include <arpa/inet.h>
 #include <errno.h>
-#include <stdio.h>
 #include <string.h>
 
 int mac_parse(const char *text, uint8_t ret[MAC_SIZE])
 {
-    uint8_t mac[MAC_SIZE];
-    int end = 0;
-    if (!text || strlen(text) != 17 || strspn(text, "0123456789abcdefABCDEF:") != 17)
+    char digits[2 * MAC_SIZE + 1] = "";
+    if (!text || strlen(text) != 3 * MAC_SIZE - 1)
         return -EINVAL;
-    if (sscanf(text, "%2hhx:%2hhx:%2hhx:%2hhx:%2hhx:%2hhx%n", &mac[0], &mac[1], &mac[2], &mac[3], &mac[4],
-               &mac[5], &end) != MAC_SIZE ||
-        end != 17)
-        return -EINVAL;
-    memcpy(ret, mac, MAC_SIZE);
-    return 0;
+    for (size_t i = 0; i < MAC_SIZE; i++) {
+        if (i > 0 && text[3 * i - 1] != ':')
+            return -EINVAL;
+        memcpy(&digits[2 * i], &text[3 * i], 2);
+    }
+    return hex_parse(digits, ret, MAC_SIZE);
 }
 
 bool address_usable(const struct address *address)

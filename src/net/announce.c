@@ -44,7 +44,7 @@ static void send_frame(int tap, const uint8_t *frame, size_t size)
         return;
     struct iovec parts[] = {{(void *)header, (size_t)header_size}, {(void *)frame, size}};
     if (writev(tap, parts, ARRAY_SIZE(parts)) < 0)
-        log_debug("cannot announce a guest on its tap: %s", strerror(errno));
+        log_debug("cannot announce a guest on its tap: %m");
 }
 
 static void send_round(const struct announce_nic *nic)

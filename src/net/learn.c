@@ -29,7 +29,7 @@
 #include <sys/socket.h>
 
 #define NICS_MAX 8
-#define SNAP_SIZE 128u /* enough for an IPv6 header and any of the four messages' fixed part */
+#define SNAP_SIZE 128U /* enough for an IPv6 header and any of the four messages' fixed part */
 
 struct nic {
     int socket;  /* -1 once it failed */
@@ -105,7 +105,7 @@ static void take_frames(struct learn *learn, struct nic *nic)
         if (n < 0 && (errno == EAGAIN || errno == EINTR))
             return;
         if (n < 0) {
-            log_info("stopped to learn addresses on %s: %s", nic->tap, strerror(errno));
+            log_info("stopped to learn addresses on %s: %m", nic->tap);
             close(nic->socket);
             nic->socket = -1;
             return;

@@ -14,6 +14,7 @@
 #include <linux/if_tun.h>
 #include <linux/sockios.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 #include <sys/ioctl.h>
 #include <sys/socket.h>
@@ -145,7 +146,7 @@ int tap_take(pid_t pid, int pidfd, const char *name, struct err *err)
     for (struct dirent *entry; fd == -ENOENT && (entry = readdir(dir));) {
         if (!is_tap(dirfd(dir), entry->d_name, name))
             continue;
-        fd = (int)syscall(SYS_pidfd_getfd, pidfd, atoi(entry->d_name), 0);
+        fd = (int)syscall(SYS_pidfd_getfd, pidfd, (int)strtol(entry->d_name, NULL, 10), 0);
         if (fd < 0)
             fd = -errno;
     }

@@ -7,7 +7,7 @@
 #include <pthread.h>
 #include <signal.h>
 
-#define THREAD_STACK (256u << 10)
+#define THREAD_STACK (256U << 10)
 
 /* 0 or -errno. `name` has at most 15 characters. */
 static inline int thread_start(pthread_t *ret, const char *name, void *(*body)(void *), void *arg)
