@@ -469,9 +469,6 @@ void arrival_unprepare(struct arrival *arrival)
     if (arrival->machine) {
         if (machine_qemu(arrival->machine) && machine_stop(arrival->machine, 2000, &err) < 0)
             log_warning("%s", err.text);
-        for (size_t i = 0; i < machine_disk_count(arrival->machine); i++)
-            if (machine_disk(arrival->machine, i))
-                disk_thaw(machine_disk(arrival->machine, i)); /* see nbd_server_free */
         if (machine_close_disks(arrival->machine, &err) < 0)
             log_warning("%s", err.text);
         machine_free(TAKE_PTR(arrival->machine));

@@ -228,8 +228,13 @@ int epoch_set(struct epoch *epoch, const struct epoch_record *record, struct err
         return err_set(err, EINVAL,
                        "the epoch record cannot be written as JSON: the peer's name is not UTF-8");
     int r = json_write_file(epoch->path, json, 0600, err);
-    if (r < 0)
+    if (r < 0) {
+        /* Perhaps only the folder could not be synced, and the file says something new already: put the old one back. */
+        _cleanup_json_ json_t *old = epoch->record.role ? record_to_json(&epoch->record) : NULL;
+        if (old)
+            json_write_file(epoch->path, old, 0600, NULL);
         return r;
+    }
     epoch->record = new;
     return 0;
 }

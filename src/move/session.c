@@ -177,6 +177,8 @@ static int check_locked(struct session *session, struct err *err)
         if (json_parse((char *)mail->payload, mail->frame.length, "the peer's error", &json,
                        &session->lost) == 0)
             err_from_json(json, &session->lost);
+        if (session->lost.code == 0 || session->lost.code == EAGAIN)
+            session->lost.code = EPROTO; /* no error, or "nothing yet", would be misunderstood here */
         session->peer_failed = true;
         free(mail);
     }

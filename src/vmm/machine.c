@@ -97,6 +97,8 @@ int machine_close_disks(struct machine *machine, struct err *err)
         disk_socket(machine, i, path);
         if (machine->disks[i].server)
             unlink(path);
+        if (machine->disks[i].disk)
+            disk_thaw(machine->disks[i].disk); /* a write that waits would hold up the server's end */
         nbd_server_free(TAKE_PTR(machine->disks[i].server));
         struct disk *disk = TAKE_PTR(machine->disks[i].disk);
         int r = disk ? disk_close(disk, result == 0 ? err : NULL) : 0;
