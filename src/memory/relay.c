@@ -15,7 +15,7 @@
 #include <sys/stat.h>
 #include <sys/un.h>
 
-#define RELAY_CHUNK (128u << 10)
+#define RELAY_CHUNK (128U << 10)
 
 struct relay {
     pthread_t thread;

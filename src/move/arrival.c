@@ -145,11 +145,11 @@ enum move_outcome arrival_outcome(const struct arrival *arrival)
     return arrival->outcome;
 }
 
-json_t *arrival_status(const struct arrival *constant)
+json_t *arrival_status(const struct arrival *arrival)
 {
-    struct arrival *arrival = (struct arrival *)constant;
+    pthread_mutex_t *lock = (pthread_mutex_t *)&arrival->lock; /* locking does not change the arrival */
     char move[ID_TEXT_SIZE];
-    pthread_mutex_lock(&arrival->lock);
+    pthread_mutex_lock(lock);
     json_t *json = arrival->shown ? json_deep_copy(arrival->shown)
                                   : json_pack("{s:s, s:s, s:s, s:s, s:s, s:s, s:s}", "move",
                                               id_format(&arrival->move, move), "vm", arrival->config.name,
@@ -158,7 +158,7 @@ json_t *arrival_status(const struct arrival *constant)
     json_object_set_new(json, "state", json_string(move_outcome_name(arrival->outcome)));
     if (arrival->why.code)
         json_object_set_new(json, "error", err_to_json(&arrival->why));
-    pthread_mutex_unlock(&arrival->lock);
+    pthread_mutex_unlock(lock);
     return json;
 }
 

@@ -21,7 +21,7 @@
 
 #include <stdatomic.h>
 
-#define ARRIVAL_MAX_LINKS (2 * MOVE_MAX_CONNECTIONS)
+enum { ARRIVAL_MAX_LINKS = 2 * MOVE_MAX_CONNECTIONS };
 #define ARRIVAL_MAX_CLAIMS 64 /* claims that wait for their marks */
 
 struct arrival_claim {

@@ -7,6 +7,7 @@
 #include <errno.h>
 #include <net/if.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
 #include <sys/statvfs.h>
@@ -104,10 +105,11 @@ static int check_memory(const struct arrival *arrival, struct err *err)
 {
     _cleanup_(close_file) FILE *file = fopen("/proc/meminfo", "re");
     char line[128], need[SIZE_TEXT], have[SIZE_TEXT];
+    static const char key[] = "MemAvailable:";
     unsigned long long kib = 0;
-    while (file && fgets(line, sizeof line, file))
-        if (sscanf(line, "MemAvailable: %llu", &kib) == 1)
-            break;
+    while (!kib && file && fgets(line, sizeof line, file))
+        if (strncmp(line, key, sizeof key - 1) == 0)
+            kib = strtoull(line + sizeof key - 1, NULL, 10);
     if (!kib || kib * KiB >= arrival->config.memory)
         return 0;
     err_set(err, ENOMEM, "the VM has %s of memory, this host has %s left",

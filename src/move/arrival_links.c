@@ -100,7 +100,7 @@ static int on_hello(struct arrival *arrival, struct link *link, const struct fra
                     const uint8_t *payload, struct err *err)
 {
     _cleanup_json_ json_t *json = NULL;
-    struct hello hello;
+    struct hello hello = {.role = ""};
     int r = json_parse((const char *)payload, frame->length, "the source's hello", &json, err);
     if (r == 0)
         r = read_hello(json, &hello, err);

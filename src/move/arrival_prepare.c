@@ -88,8 +88,8 @@ static int send_lineage(struct arrival *arrival, size_t i, const struct lineage 
 static int look_at_files(const struct arrival *arrival, const json_t *prepare, struct incoming_file files[2],
                          json_t *ret_wanted, struct err *err)
 {
-    json_t *list;
-    const char *hash;
+    json_t *list = NULL;
+    const char *hash = NULL;
     const char *names[2] = {arrival->config.kernel, arrival->config.initrd};
     int r = json_get_array(prepare, "files", "prepare", &list, err);
     for (size_t i = 0; r == 0 && i < 2; i++) {
@@ -100,7 +100,7 @@ static int look_at_files(const struct arrival *arrival, const json_t *prepare, s
         r = json_get_u64(entry, "size", "file", &files[i].size, err);
         if (r == 0)
             r = json_get_string(entry, "hash", "file", &hash, err);
-        if (r < 0 || files[i].size > (512u << 20))
+        if (r < 0 || files[i].size > (512U << 20))
             return err_set(err, EPROTO, "the source announced a strange file %s", names[i]);
         snprintf(files[i].hash, sizeof files[i].hash, "%s", hash);
 
@@ -108,7 +108,7 @@ static int look_at_files(const struct arrival *arrival, const json_t *prepare, s
         _cleanup_free_ void *data = NULL;
         size_t size;
         snprintf(path, sizeof path, "%s/%s", arrival->host->env.vm_dir, names[i]);
-        if (file_load(path, 512u << 20, &data, &size, NULL) == 0) {
+        if (file_load(path, 512U << 20, &data, &size, NULL) == 0) {
             XXH128_canonical_t digest;
             XXH128_canonicalFromHash(&digest, XXH3_128bits(data, size));
             hex_format(digest.digest, sizeof digest.digest, ours);
@@ -246,14 +246,14 @@ static int finish_file(const struct arrival *arrival, struct incoming_file *file
     snprintf(new, sizeof new, "%s.new", path);
     if (fsync(file->fd) < 0)
         return err_sys(err, errno, "cannot write %s durably", new);
-    int r = file_load(new, 512u << 20, &data, &size, err);
+    int r = file_load(new, 512U << 20, &data, &size, err);
     if (r < 0)
         return r;
     XXH128_canonical_t digest;
     XXH128_canonicalFromHash(&digest, XXH3_128bits(data, size));
     if (strcmp(hex_format(digest.digest, sizeof digest.digest, hash), file->hash) != 0)
         return err_set(err, EBADMSG, "the file \"%s\" arrived damaged", file->name);
-    if (rename(new, path) < 0)
+    if (rename(new, path) < 0) /* NOLINT(readability-suspicious-call-argument): it becomes the old one */
         return err_sys(err, errno, "cannot rename %s", new);
     return file_sync_parent(path, err);
 }
@@ -402,7 +402,7 @@ static int wait_control(struct arrival *arrival, struct err *err)
 
 static int dry_run_end(struct arrival *arrival, const json_t *base, struct err *err)
 {
-    struct mail *mail;
+    struct mail *mail = NULL;
     int r = build_disks(arrival, json_object_get(base, "disks"), true, err);
     if (r == 0)
         r = session_wait(&arrival->session, FRAME_FINISH, clock_now() + MOVE_ANSWER_MS * NSEC_PER_MSEC, &mail,

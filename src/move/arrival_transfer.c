@@ -163,10 +163,22 @@ static int check_qemu(struct arrival *arrival, struct err *err)
     return 0;
 }
 
+/* Before the guest stands still: what the comparison will read. */
+static int view_memory(struct arrival *arrival, struct err *err)
+{
+    struct ram_view *ram = &arrival->compare.ram;
+    int r = ram_view_open(ram, qemu_ram_fd(machine_qemu(arrival->machine)), arrival->config.memory, err);
+    if (r == 0)
+        ram_view_populate(ram);
+    return r;
+}
+
 int arrival_transfer(struct arrival *arrival, struct err *err)
 {
     int r = 0;
     int64_t looked = clock_now();
+    if (arrival->compare_memory && (r = view_memory(arrival, err)) < 0)
+        return r;
     session_hurry(); /* not before: QEMU, which this thread has started, would have inherited it */
     while (r == 0 && (!arrival->final_mark || arrival->done_mark != arrival->final_mark)) {
         r = turn(arrival, err);
@@ -224,10 +236,10 @@ int arrival_page(struct arrival *arrival, const uint8_t *payload, size_t size, s
         session_wake(&arrival->session);
         return 0;
     }
-    if (size != 8 + COMPARE_PAGE || get_le64(payload) >= arrival->compare.pages)
+    if (size != 8 + COMPARE_PAGE || get_le64(payload) >= arrival->compare.ram.pages)
         return err_set(err, EPROTO, "a page of the guest's memory makes no sense");
-    int r =
-        file_pwrite_full(arrival->compare.ram, payload + 8, COMPARE_PAGE, get_le64(payload) * COMPARE_PAGE);
+    int r = file_pwrite_full(arrival->compare.ram.fd, payload + 8, COMPARE_PAGE,
+                             get_le64(payload) * COMPARE_PAGE);
     return r < 0 ? err_sys(err, r, "cannot write the guest's memory") : 0;
 }
 
@@ -235,10 +247,6 @@ int arrival_page(struct arrival *arrival, const uint8_t *payload, size_t size, s
 static int wait_compared(struct arrival *arrival, struct err *err)
 {
     int64_t deadline = clock_now() + LOADED_NS;
-    int ram = qemu_ram_fd(machine_qemu(arrival->machine));
-    if (ram < 0)
-        return err_set(err, EBADF, "the guest's memory cannot be read");
-    compare_init(&arrival->compare, ram, arrival->config.memory);
     arrival->comparing = true;
     int r = link_send(arrival->session.control, FRAME_LOADED, NULL, 0, NULL, 0, err);
     while (r == 0 && !arrival->compared) {

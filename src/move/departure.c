@@ -133,6 +133,7 @@ static int start(const struct move_host *host, struct machine *machine, struct e
     departure->epoch = epoch;
     departure->options = *options;
     departure->resumed = resumed;
+    departure->last_hashes = &departure->hashes;
     departure->next_epoch = epoch_get(epoch)->epoch + (resumed ? 0 : 1);
     departure->numbers = (struct progress_numbers){
         .stage = "prepare", .phase = "disk", .disk_base = "none", .converging = true, .blackout_ms = -1};
@@ -210,6 +211,8 @@ void departure_free(struct departure *departure)
         return;
     pthread_join(departure->thread, NULL);
     session_done(&departure->session);
+    ram_view_close(&departure->ram);
+    departure_drop_hashes(departure);
     for (size_t i = 0; i < VM_MAX_DISKS; i++)
         relocate_free(departure->relocate[i]);
     progress_free(departure->progress);

@@ -5,14 +5,15 @@
  *   departure.c           the object, its thread, what others may ask of it
  *   departure_prepare.c   connects, lets the destination check, chooses bases, sends files
  *   departure_transfer.c  disk rounds, the memory stream, the pause
- *   departure_compare.c   an emulated guest's memory is compared, because QEMU's dirty tracking of it has holes
- *   departure_commit.c    the commit, and asking until the destination has answered
+ *   departure_compare.c   an emulated guest's memory is compared, because QEMU's dirty tracking of it has
+ * holes departure_commit.c    the commit, and asking until the destination has answered
  *
  * One thread walks the stages and owns everything here but what is marked otherwise.
  */
 #pragma once
 
 #include "disk/relocate.h"
+#include "memory/compare.h"
 #include "move/fault.h"
 #include "move/move.h"
 #include "move/progress.h"
@@ -40,8 +41,8 @@ struct departure {
     uint64_t used_memory, memory_dirty_rate; /* bytes, bytes per second: what the prediction stands on */
     bool dirty_rate_known;
     double prepared; /* seconds until everything was open */
-    int64_t began;  /* clock_now() */
-    struct err why; /* the stage that failed, for the destination */
+    int64_t began;   /* clock_now() */
+    struct err why;  /* the stage that failed, for the destination */
 
     /* Disks: one of each per disk of the machine. */
     struct relocate *relocate[VM_MAX_DISKS];
@@ -54,6 +55,12 @@ struct departure {
     int64_t switch_judged; /* when allow_switch last looked at the whole map */
 
     /* Memory. */
+    struct ram_view ram; /* an emulated guest's, to compare */
+    struct hash_message {
+        struct hash_message *next;
+        size_t length;
+        uint8_t bytes[COMPARE_MESSAGE];
+    } * hashes, **last_hashes;
     bool migrating;             /* QEMU was told to migrate */
     int futile;                 /* passes over memory in a row that gained nothing */
     _Atomic int64_t stopped_at; /* clock_now() of QEMU's STOP; set by the QMP thread */
@@ -100,7 +107,11 @@ int departure_check_time(struct departure *departure, struct err *err);
 int departure_send_claim(struct departure *departure, size_t i, const struct lineage *claim,
                          uint32_t sequence, unsigned flags, struct err *err);
 
-/* The guest stands still and is loaded there: makes its memory equal. */
+/* Maps the memory before the guest stands still; hashes it as soon as it does; once it is loaded there, makes
+ * it equal. */
+void departure_view_memory(struct departure *departure);
+int departure_hash_memory(struct departure *departure, struct err *err);
+void departure_drop_hashes(struct departure *departure);
 int departure_compare(struct departure *departure, struct err *err);
 bool departure_emulated(const struct departure *departure);
 

@@ -24,7 +24,7 @@
 #include <sys/stat.h>
 #include <xxhash.h>
 
-#define FILE_CHUNK (256u << 10)
+#define FILE_CHUNK (256U << 10)
 #define CONNECT_NS (10 * NSEC_PER_SEC)
 
 /* --- connections ------------------------------------------------------------------------------------------
@@ -143,7 +143,7 @@ struct travelling_file {
     size_t size;
 };
 
-#define FILE_LIMIT (512u << 20)
+#define FILE_LIMIT (512U << 20)
 
 static void files_done(struct travelling_file files[2])
 {
@@ -337,7 +337,7 @@ static int receive_forks(struct departure *departure, size_t disk, struct disk_r
                              &mail, err);
         size_t here = r < 0 ? 0 : mail->frame.length / 16;
         struct disk_range *more = r < 0 ? NULL : realloc(ranges, (count + here + 1) * sizeof *ranges);
-        if (r == 0 && (!more || count + here > (64u << 20) / sizeof *ranges))
+        if (r == 0 && (!more || count + here > (64U << 20) / sizeof *ranges))
             r = err_set(err, EPROTO, "the destination's list of forked blocks makes no sense");
         if (more)
             ranges = more;
@@ -436,7 +436,7 @@ static int prepare(struct departure *departure, const struct travelling_file fil
         r = receive_offer(departure, offer, err);
     if (r < 0)
         return r;
-    struct lineage_base bases[VM_MAX_DISKS];
+    struct lineage_base bases[VM_MAX_DISKS] = {0};
     choose_epoch(departure, offer);
     r = send_bases(departure, offer, bases, err);
     if (r == 0 && !departure->options.dry_run)

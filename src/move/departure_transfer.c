@@ -23,7 +23,7 @@
 #include <string.h>
 #include <xxhash.h>
 
-#define PIECE_BYTES (WIRE_RUN_MAX_BLOCKS * DISK_BLOCK)
+#define PIECE_BYTES ((size_t)WIRE_RUN_MAX_BLOCKS * DISK_BLOCK)
 #define SHOW_NS (200 * NSEC_PER_MSEC)
 #define MAX_BULK_ROUNDS 30
 #define READY_NS (50 * NSEC_PER_MSEC)       /* the disk is ready for the switch when its rest takes less */
@@ -356,7 +356,10 @@ static int start_memory(struct departure *departure, struct err *err)
     departure->numbers.phase = "memory";
     departure->numbers.converging = true;
     departure->migrating = true;
-    return qemu_migrate_start(machine_qemu(departure->machine), 0, 0, err);
+    r = qemu_migrate_start(machine_qemu(departure->machine), 0, 0, err);
+    if (r == 0 && departure_emulated(departure))
+        departure_view_memory(departure); /* QEMU is busy with its first pass meanwhile */
+    return r;
 }
 
 static int watch_memory(struct departure *departure, struct err *err)
@@ -522,6 +525,8 @@ int departure_pause(struct departure *departure, struct err *err)
     int r = qemu_migrate_continue(machine_qemu(departure->machine), err);
     if (r == 0)
         r = last_round(departure, err);
+    if (r == 0 && departure_emulated(departure))
+        r = departure_hash_memory(departure, err);
     if (r == 0)
         r = wait_completed(departure, err);
     if (r == 0 && departure_emulated(departure))

@@ -16,12 +16,12 @@
 #include <math.h>
 #include <string.h>
 
-#define PROBE_CHUNK (64u << 10)
+#define PROBE_CHUNK (64U << 10)
 #define PROBE_ENOUGH_NS (40 * NSEC_PER_MSEC)
-#define PROBE_MIN_BYTES (64u << 10)
-#define PROBE_MAX_BYTES (32u << 20)
-#define SAMPLE_PAGES 2048u
-#define PAGE 4096u
+#define PROBE_MIN_BYTES (64U << 10)
+#define PROBE_MAX_BYTES (32U << 20)
+#define SAMPLE_PAGES 2048U
+#define PAGE 4096U
 #define DIRTY_SECONDS 1
 
 /* Rates of this program and of QEMU, on one core of an ordinary machine, for when the link is faster than

@@ -213,7 +213,7 @@ int session_wait(struct session *session, enum frame_type type, int64_t deadline
     if (r == -EAGAIN)
         return err_set(err, ETIMEDOUT, "the peer did not answer in time (waiting for \"%s\")",
                        frame_type_name(type));
-    if (r < 0)
+    if (r != 0)
         return r;
     if (mail->frame.type != type) {
         r = err_set(err, EPROTO, "the peer sent \"%s\" where \"%s\" was due",
@@ -230,7 +230,7 @@ int session_wait_json(struct session *session, enum frame_type type, int64_t dea
 {
     struct mail *mail;
     int r = session_wait(session, type, deadline, &mail, err);
-    if (r < 0)
+    if (r != 0)
         return r;
     r = json_parse((char *)mail->payload, mail->frame.length, frame_type_name(type), ret, err);
     free(mail);

@@ -18,8 +18,8 @@
 #define MOVE_STALL_MS 8000 /* silence after which a peer counts as gone */
 #define MOVE_DATA_STALL_MS \
     60000 /* a data link may wait that long for the peer's disk; control notices a dead peer */
-#define MOVE_ANSWER_MS 30000 /* for answers that take the peer some work */
-#define MOVE_OPEN_MS 1800000 /* a copy of the base image is made, perhaps on a slow disk */
+#define MOVE_ANSWER_MS INT64_C(30000) /* for answers that take the peer some work */
+#define MOVE_OPEN_MS 1800000          /* a copy of the base image is made, perhaps on a slow disk */
 
 struct mail {
     struct mail *next;

@@ -9,7 +9,7 @@
 #include <string.h>
 #include <xxhash.h>
 
-#define BLOCK 4096u
+#define BLOCK 4096U
 
 static const char magic[4] = {'O', 'R', 'F', '1'};
 

@@ -19,8 +19,8 @@
 #include <stdint.h>
 
 #define FRAME_HEADER_SIZE 40
-#define FRAME_MAX_PAYLOAD (1u << 20)
-#define FRAME_MAX_JSON (256u << 10)
+#define FRAME_MAX_PAYLOAD (1U << 20)
+#define FRAME_MAX_JSON (256U << 10)
 
 #define MOVE_PROTOCOL_VERSION 1
 
@@ -72,7 +72,7 @@ const char *frame_type_name(enum frame_type type);
  *   0 disk u16   2 flags u16   4 generation u32   8 block u64   16 count u32   20 reserved u32   24 XXH3-64
  * of the data */
 #define WIRE_RUN_SIZE 32
-#define WIRE_RUN_MAX_BLOCKS 64u /* with data: 256 KiB; zero runs may have any count */
+#define WIRE_RUN_MAX_BLOCKS 64U /* with data: 256 KiB; zero runs may have any count */
 enum wire_run_flags { WIRE_RUN_ZERO = 1 };
 
 struct wire_run {

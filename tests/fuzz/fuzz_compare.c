@@ -17,12 +17,13 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 {
     static int ram = -1;
-    struct compare compare;
+    struct compare compare = {0};
     bool end = false;
     if (ram < 0 && ((ram = memfd_create("ram", 0)) < 0 || ftruncate(ram, (off_t)(PAGES * COMPARE_PAGE)) < 0 ||
                     pwrite(ram, "x", 1, 20 * COMPARE_PAGE) != 1))
         abort();
-    compare_init(&compare, ram, PAGES * COMPARE_PAGE);
+    if (ram_view_open(&compare.ram, ram, PAGES * COMPARE_PAGE, NULL) < 0)
+        abort();
     while (size >= 2 && !end) {
         size_t length = MIN((size_t)get_le16(data), size - 2);
         if (compare_check(&compare, data + 2, length, &end, NULL) < 0)
