@@ -4,7 +4,8 @@
  *
  *   departure.c           the object, its thread, what others may ask of it
  *   departure_prepare.c   connects, lets the destination check, chooses bases, sends files
- *   departure_transfer.c  disk rounds, the memory stream, the pause
+ *   departure_rounds.c    the disks' rounds, marks and claims
+ *   departure_transfer.c  rounds, the memory stream, the pause
  *   departure_compare.c   an emulated guest's memory is compared, because QEMU's dirty tracking of it has
  * holes departure_commit.c    the commit, and asking until the destination has answered
  *
@@ -103,6 +104,31 @@ bool departure_qemu_alive(const struct departure *departure);
 int departure_check(struct departure *departure, struct err *err);
 int departure_check_time(struct departure *departure, struct err *err);
 
+/* --- departure_rounds.c --- */
+
+#define SHOW_NS (200 * NSEC_PER_MSEC)
+#define MAX_OPEN_MARKS 2 /* a destination with a slow disk is not given more to make durable */
+
+struct round_slice {
+    uint64_t max_bytes; /* stop after that many */
+    bool until_switch;  /* stop as soon as QEMU holds the guest */
+};
+
+/* QEMU holds the guest, or has given up. */
+bool departure_switch_waits(const struct departure *departure);
+/* Seals every disk's current generation; what the destination lacks up to it is the new round. */
+int rounds_begin(struct departure *departure, enum lineage_kind kind, struct err *err);
+/* Goes on with the round. 1 = it is over, 0 = the slice is. */
+int rounds_send(struct departure *departure, const struct round_slice *slice, struct err *err);
+/* Claims and mark of the round that is over; `final`: the hand-over's. */
+int rounds_mark(struct departure *departure, bool final, struct err *err);
+/* A round from beginning to mark. */
+int rounds_whole(struct departure *departure, struct err *err);
+/* Marks that the destination has not made durable yet; waits until at most `open` are. */
+uint32_t rounds_open_marks(struct departure *departure);
+int rounds_wait_marked(struct departure *departure, uint32_t open, struct err *err);
+/* Bytes that a round from now on would take, what is left of the one under way included. */
+uint64_t rounds_pending(const struct departure *departure);
 /* Sends the claim that the copy of disk `i` there may make once mark `sequence` is durable (0: at once). */
 int departure_send_claim(struct departure *departure, size_t i, const struct lineage *claim,
                          uint32_t sequence, unsigned flags, struct err *err);
