@@ -13,7 +13,7 @@
 #include <xxhash.h>
 
 #define PIECE_BYTES ((size_t)WIRE_RUN_MAX_BLOCKS * DISK_BLOCK)
-#define CHECKPOINT_NS (2 * NSEC_PER_SEC) /* how often a long round lets the destination claim what it has */
+#define CHECKPOINT_NS NSEC_PER_SEC /* how often a long round lets the destination claim what it has */
 
 int departure_send_claim(struct departure *departure, size_t i, const struct lineage *claim,
                          uint32_t sequence, unsigned flags, struct err *err)

@@ -211,8 +211,6 @@ int qemu_accel(const char *wanted, const char **ret, struct err *err)
         err_hint(err, "set \"accel\" to \"auto\" or \"tcg\" in vm.json");
         return r;
     }
-    if (strcmp(wanted, "auto") == 0 && !kvm)
-        log_info("accel auto: TCG, not KVM: %s", why);
     *ret = kvm ? "kvm" : "tcg";
     return 0;
 }
@@ -225,8 +223,11 @@ static int launch(struct qemu *qemu, const struct qemu_env *env, const struct vm
     struct qemu_fds fds = {.kernel = -1, .initrd = -1};
     _cleanup_(inherited_done) struct inherited inherited = {0};
     int r = qemu_accel(config->accel, &accel, err);
-    if (r == 0)
+    if (r == 0) {
+        log_info("QEMU runs with %s%s", accel,
+                 strcmp(accel, "tcg") == 0 ? ": without real KVM the guest is emulated" : "");
         r = prepare_run_dir(env, err);
+    }
     if (r == 0)
         r = qemu_path(pid_file, env->run_dir, "qemu.pid", err);
     if (r < 0)
