@@ -175,14 +175,14 @@ class Oraid:
         return http.client.HTTPSConnection("127.0.0.1", other.port, context=context, timeout=30)
 
     def close(self):
-        for path in self.run.glob("vms/*/*.pid"):
-            if path.name in ("qemu.pid", "orai-vm.pid"):
+        if self.process.poll() is None:
+            self.kill()  # first: it would start an orai-vm again that is killed
+        for kind in ("orai-vm.pid", "qemu.pid"):
+            for path in self.run.glob(f"vms/*/{kind}"):
                 try:
                     os.kill(int(path.read_text().split()[0]), signal.SIGKILL)
-                except (ProcessLookupError, ValueError):
+                except (ProcessLookupError, ValueError, IndexError):
                     pass
-        if self.process.poll() is None:
-            self.kill()
 
 
 def free_port():
