@@ -19,6 +19,7 @@
 #define PROBE_CHUNK (64U << 10)
 #define PROBE_ENOUGH_NS (40 * NSEC_PER_MSEC)
 #define PROBE_MIN_BYTES (64U << 10)
+#define PROBE_SURE_BYTES (1U << 20)
 #define PROBE_MAX_BYTES (32U << 20)
 #define SAMPLE_PAGES 2048U
 #define PAGE 4096U
@@ -77,8 +78,11 @@ static int measure_link(struct departure *departure, struct err *err)
         int r = burst(departure, bytes, &took, err);
         if (r < 0)
             return r;
-        rate = (double)bytes * NSEC_PER_SEC / (double)MAX(took - rtt, INT64_C(1));
-        if (took - rtt > PROBE_ENOUGH_NS)
+        int64_t net = MAX(took - rtt, INT64_C(1));
+        rate = MAX(rate, (double)bytes * NSEC_PER_SEC / (double)net);
+        /* A small burst may only have met a moment in which somebody slept; a slow link is not asked for
+         * more. */
+        if (took > NSEC_PER_SEC || (net > PROBE_ENOUGH_NS && bytes >= PROBE_SURE_BYTES))
             break;
     }
     prediction->rtt_ms = (double)rtt / NSEC_PER_MSEC;
