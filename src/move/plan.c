@@ -60,9 +60,9 @@ static int burst(struct departure *departure, size_t bytes, int64_t *ret_ns, str
     return 0;
 }
 
-static int measure_link(struct departure *departure, struct err *err)
+/* The shortest of three empty bursts. */
+static int measure_rtt(struct departure *departure, int64_t *ret, struct err *err)
 {
-    struct prediction *prediction = &departure->prediction;
     int64_t rtt = INT64_MAX, took = 0;
     for (int i = 0; i < 3; i++) {
         int r = burst(departure, 0, &took, err);
@@ -70,21 +70,40 @@ static int measure_link(struct departure *departure, struct err *err)
             return r;
         rtt = MIN(rtt, took);
     }
+    *ret = rtt;
+    return 0;
+}
+
+/* A limited bandwidth is not asked for more than a tenth of a second of it. */
+static size_t most_to_probe(const struct departure *departure)
+{
+    uint64_t bandwidth = departure->options.bandwidth;
+    return bandwidth ? MIN((uint64_t)PROBE_MAX_BYTES, MAX(bandwidth / 10, (uint64_t)PROBE_MIN_BYTES))
+                     : PROBE_MAX_BYTES;
+}
+
+/* A small burst may only have met a moment in which somebody slept; a slow link is not asked for more. */
+static bool probed_enough(size_t bytes, int64_t took, int64_t net)
+{
+    return took > NSEC_PER_SEC || (net > PROBE_ENOUGH_NS && bytes >= PROBE_SURE_BYTES);
+}
+
+static int measure_link(struct departure *departure, struct err *err)
+{
+    struct prediction *prediction = &departure->prediction;
+    int64_t rtt = 0, took = 0, net = 0;
+    int r = measure_rtt(departure, &rtt, err);
     double rate = 0;
-    size_t most = PROBE_MAX_BYTES;
-    if (departure->options.bandwidth) /* a tenth of a second of it */
-        most = MIN(most, MAX(departure->options.bandwidth / 10, (uint64_t)PROBE_MIN_BYTES));
-    for (size_t bytes = PROBE_MIN_BYTES; bytes <= most; bytes *= 2) {
-        int r = burst(departure, bytes, &took, err);
-        if (r < 0)
-            return r;
-        int64_t net = MAX(took - rtt, INT64_C(1));
+    size_t most = most_to_probe(departure);
+    for (size_t bytes = PROBE_MIN_BYTES; r == 0 && bytes <= most; bytes *= 2) {
+        r = burst(departure, bytes, &took, err);
+        net = MAX(took - rtt, INT64_C(1));
         rate = MAX(rate, (double)bytes * NSEC_PER_SEC / (double)net);
-        /* A small burst may only have met a moment in which somebody slept; a slow link is not asked for
-         * more. */
-        if (took > NSEC_PER_SEC || (net > PROBE_ENOUGH_NS && bytes >= PROBE_SURE_BYTES))
+        if (probed_enough(bytes, took, net))
             break;
     }
+    if (r < 0)
+        return r;
     prediction->rtt_ms = (double)rtt / NSEC_PER_MSEC;
     prediction->link_rate = (uint64_t)rate;
     if (departure->options.bandwidth)
