@@ -35,12 +35,12 @@ static int turn_away(struct arrival *arrival, struct link *link, struct err *why
 }
 
 /* Moves the link out of the unassigned ones. With the lock held. */
-static void assign(struct arrival *arrival, struct link *link, struct link **slot)
+static struct link *assigned(struct arrival *arrival, struct link *link)
 {
     for (size_t i = 0; i < ARRIVAL_MAX_LINKS; i++)
         if (arrival->unassigned[i].link == link)
             arrival->unassigned[i].link = NULL;
-    *slot = link;
+    return link;
 }
 
 struct hello {
@@ -67,20 +67,19 @@ static int place(struct arrival *arrival, struct link *link, const struct hello 
     bool same = id_equal(&hello->move, &arrival->move), moving = !arrival->ready && !arrival->closing;
     if (strcmp(hello->role, "control") == 0 && moving && !session->control && !arrival->resumed) {
         arrival->move = hello->move;
-        assign(arrival, link, &session->control);
+        session->control = assigned(arrival, link);
         return 0;
     }
     if (strcmp(hello->role, "data") == 0 && moving && same && hello->index == session->data_count &&
         hello->index < MOVE_MAX_CONNECTIONS) {
-        assign(arrival, link, &session->data[hello->index]);
-        session->data_count++;
+        session_add_data(session, assigned(arrival, link));
         return 0;
     }
     if (strcmp(hello->role, "again") == 0 && same && arrival->ready && !arrival->closing &&
         !arrival->next_control) {
         /* Lost first: once published, the walker may reset the session at any moment. */
         session_lost(session, &(struct err){.code = ECONNRESET, .text = "the source has connected anew"});
-        assign(arrival, link, &arrival->next_control);
+        arrival->next_control = assigned(arrival, link);
         return 1;
     }
     return err_set(err, EBUSY, "a connection for another move, or out of turn");

@@ -52,6 +52,11 @@ static int on_frame(void *arg, struct link *link, const struct frame *frame, con
         pthread_mutex_unlock(&session->lock);
         session_wake(session);
         return 0;
+    case FRAME_ERROR: {
+        int r = session_post(session, link, frame, payload, err);
+        session_stop_data(session); /* the walker may wait there for room that nobody will make */
+        return r;
+    }
     default:
         return session_post(session, link, frame, payload, err);
     }
@@ -124,11 +129,12 @@ static int connect_data(struct departure *departure, struct err *err)
     struct session *session = &departure->session;
     int64_t deadline = clock_now() + CONNECT_NS;
     for (unsigned i = 0; i < departure->options.connections; i++) {
-        int r = open_link(departure, false, deadline, &session->data[i], err);
+        struct link *link;
+        int r = open_link(departure, false, deadline, &link, err);
         if (r < 0)
             return r;
-        session->data_count = i + 1;
-        r = greet(departure, session->data[i], "data", (int)i, deadline, err);
+        session_add_data(session, link);
+        r = greet(departure, link, "data", (int)i, deadline, err);
         if (r < 0)
             return r;
     }

@@ -51,8 +51,22 @@ static struct mail *take_first(struct session *session)
 void session_stop(struct session *session)
 {
     link_stop(session->control);
+    session_stop_data(session);
+}
+
+void session_add_data(struct session *session, struct link *link)
+{
+    pthread_mutex_lock(&session->lock);
+    session->data[session->data_count++] = link;
+    pthread_mutex_unlock(&session->lock);
+}
+
+void session_stop_data(struct session *session)
+{
+    pthread_mutex_lock(&session->lock);
     for (unsigned i = 0; i < session->data_count; i++)
         link_stop(session->data[i]);
+    pthread_mutex_unlock(&session->lock);
 }
 
 /* The control link goes last: what a data link's thread meets it reports there. */
@@ -62,9 +76,15 @@ void session_reset(struct session *session)
      * and what they used is freed last. */
     session_stop(session);
     relay_join(session->relay);
-    for (unsigned i = 0; i < session->data_count; i++)
-        link_free(TAKE_PTR(session->data[i]));
+    struct link *data[MOVE_MAX_CONNECTIONS];
+    pthread_mutex_lock(&session->lock);
+    unsigned count = session->data_count;
+    for (unsigned i = 0; i < count; i++)
+        data[i] = TAKE_PTR(session->data[i]);
     session->data_count = 0;
+    pthread_mutex_unlock(&session->lock);
+    for (unsigned i = 0; i < count; i++)
+        link_free(data[i]);
     link_free(TAKE_PTR(session->control));
     relay_free(TAKE_PTR(session->relay));
     pthread_mutex_lock(&session->lock);
@@ -162,6 +182,19 @@ void session_uncancel(struct session *session)
     pthread_mutex_unlock(&session->lock);
 }
 
+/* With the lock held: the first mail is the peer's error. */
+static void hear_error(struct session *session)
+{
+    struct mail *mail = take_first(session);
+    _cleanup_json_ json_t *json = NULL;
+    if (json_parse((char *)mail->payload, mail->frame.length, "the peer's error", &json, &session->lost) == 0)
+        err_from_json(json, &session->lost);
+    if (session->lost.code == 0 || session->lost.code == EAGAIN)
+        session->lost.code = EPROTO; /* no error, or "nothing yet", would be misunderstood here */
+    session->peer_failed = true;
+    free(mail);
+}
+
 /* With the lock held. An error that the peer sent explains more than the broken link after it: mail goes
  * first, and what may still come on another connection has a moment to do so. */
 static int check_locked(struct session *session, struct err *err)
@@ -171,17 +204,8 @@ static int check_locked(struct session *session, struct err *err)
         wait_until(session, session->lost_at + LAST_WORDS_NS);
     if (session->cancelled)
         return err_set(err, ECANCELED, "cancelled");
-    if (session->first && session->first->frame.type == FRAME_ERROR) {
-        struct mail *mail = take_first(session);
-        _cleanup_json_ json_t *json = NULL;
-        if (json_parse((char *)mail->payload, mail->frame.length, "the peer's error", &json,
-                       &session->lost) == 0)
-            err_from_json(json, &session->lost);
-        if (session->lost.code == 0 || session->lost.code == EAGAIN)
-            session->lost.code = EPROTO; /* no error, or "nothing yet", would be misunderstood here */
-        session->peer_failed = true;
-        free(mail);
-    }
+    if (session->first && session->first->frame.type == FRAME_ERROR)
+        hear_error(session);
     if (session->lost.code && !session->first) {
         if (err)
             *err = session->lost;
@@ -243,6 +267,24 @@ int session_check(struct session *session, struct err *err)
     int r = check_locked(session, err);
     pthread_mutex_unlock(&session->lock);
     return r;
+}
+
+void session_explain(struct session *session, struct err *err)
+{
+    pthread_mutex_lock(&session->lock);
+    bool broken = session->lost.code != 0;
+    while (session->first ||
+           (broken && !session->peer_failed && clock_now() < session->lost_at + LAST_WORDS_NS)) {
+        if (!session->first)
+            wait_until(session, session->lost_at + LAST_WORDS_NS);
+        else if (session->first->frame.type == FRAME_ERROR)
+            hear_error(session);
+        else
+            free(take_first(session));
+    }
+    if (session->peer_failed)
+        *err = session->lost;
+    pthread_mutex_unlock(&session->lock);
 }
 
 int session_decide(struct session *session, struct err *err)

@@ -4,7 +4,7 @@
  * link threads hand frames to the one thread that walks the stages.
  *
  * The walker waits in session_wait and session_nap only; both return at once when the move cannot go on: the
- * peer sent FRAME_ERROR, a link broke, or someone cancelled. Lock order: session->lock, then nothing.
+ * peer sent FRAME_ERROR, a link broke, or someone cancelled. Lock order: session->lock, then a link's own.
  */
 #pragma once
 
@@ -53,6 +53,11 @@ void session_done(struct session *session);
 void session_hurry(void);
 /* Stops all links without joining them: whoever waits inside link_send comes back. Before relay_join. */
 void session_stop(struct session *session);
+/* The same for the data links only: the peer has failed, and reads no more of what waits there. Any thread.
+ */
+void session_stop_data(struct session *session);
+/* One more data link, at most MOVE_MAX_CONNECTIONS. */
+void session_add_data(struct session *session, struct link *link);
 /* Drops links and mail of a broken connection, so that another may be made (after the commit). */
 void session_reset(struct session *session);
 
@@ -83,5 +88,8 @@ int session_wait_json(struct session *session, enum frame_type type, int64_t dea
                       struct err *err);
 /* Waits until `deadline` or a wake; 0, or why the move cannot go on. */
 int session_nap(struct session *session, int64_t deadline, struct err *err);
+/* For a walker that has failed with *err and will not go on: the rest of the mailbox is dropped, and if the
+ * peer's own error is in it, or comes within a moment of a broken link, it takes the place of *err. */
+void session_explain(struct session *session, struct err *err);
 /* 0, or why the move cannot go on. */
 int session_check(struct session *session, struct err *err);

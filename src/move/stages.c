@@ -7,6 +7,8 @@
 #include "move/departure.h"
 #include "move/fault.h"
 
+#include <errno.h>
+
 /* clang-format off */
 const struct stage stages[STAGE_COUNT] = {
     [STAGE_PREPARE] = {
@@ -52,6 +54,11 @@ static void rollback(bool source, void *move, enum stage_number failed)
     }
 }
 
+static struct session *session_of(bool source, void *move)
+{
+    return source ? &((struct departure *)move)->session : &((struct arrival *)move)->session;
+}
+
 static int walk(bool source, void *move, enum stage_number first, enum stage_number last, struct err *err)
 {
     for (enum stage_number number = first; number <= last; number++) {
@@ -62,8 +69,10 @@ static int walk(bool source, void *move, enum stage_number first, enum stage_num
         int r = run(source, move, number, err);
         if (r == 0)
             continue;
-        err_where(err, NULL, stages[number].name);
         bool undo = source ? departure_may_roll_back(move) : arrival_may_roll_back(move);
+        if (undo && r != -ECANCELED)
+            session_explain(session_of(source, move), err);
+        err_where(err, NULL, stages[number].name);
         log_warning("%s, stage %s: %s%s", source ? "source" : "destination", stages[number].name, err->text,
                     undo ? "; rolling back" : "");
         if (source)
@@ -72,7 +81,7 @@ static int walk(bool source, void *move, enum stage_number first, enum stage_num
             arrival_failed(move, err);
         if (undo)
             rollback(source, move, number);
-        return r;
+        return -err->code;
     }
     return 0;
 }

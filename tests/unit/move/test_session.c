@@ -114,6 +114,28 @@ static void test_the_peers_error_is_ours(void **state)
     assert_int_equal(session_check(&session, NULL), -ENOSPC); /* and stays */
 }
 
+static void test_what_broke_under_the_walkers_hand_is_explained_by_the_peer(void **state)
+{
+    struct err err = ERR_NONE;
+    err_set(&err, ECONNRESET, "the connection was closed");
+    assert_int_equal(post(FRAME_LINEAGE, "older mail"), 0);
+    post_error(ENOSPC, "no room at b");
+    session_explain(&session, &err);
+    assert_int_equal(err.code, ENOSPC);
+    assert_string_equal(err.text, "no room at b");
+}
+
+static void test_our_own_failure_is_not_explained_away(void **state)
+{
+    struct err err = ERR_NONE;
+    err_set(&err, EIO, "the disk cannot be read");
+    session_explain(&session, &err); /* all links are well */
+    assert_int_equal(err.code, EIO);
+    lose(ECONNRESET);
+    session_explain(&session, &err); /* the peer says nothing */
+    assert_string_equal(err.text, "the disk cannot be read");
+}
+
 static void test_an_error_frame_beats_the_broken_link_after_it(void **state)
 {
     struct err err = ERR_NONE;
@@ -329,6 +351,8 @@ int main(void)
         TEST(test_a_frame_of_another_type_is_a_protocol_error),
         TEST(test_json_that_is_none_is_an_error),
         TEST(test_the_peers_error_is_ours),
+        TEST(test_what_broke_under_the_walkers_hand_is_explained_by_the_peer),
+        TEST(test_our_own_failure_is_not_explained_away),
         TEST(test_an_error_frame_beats_the_broken_link_after_it),
         TEST(test_an_error_frame_beats_the_broken_link_before_it),
         TEST(test_an_error_frame_that_is_garbage_is_still_the_end),
