@@ -39,9 +39,10 @@ standing = []  # labs to be taken down at exit
 
 class Lab:
     """Hosts named so, connected and trusting each other. `rate` in bits per second limits each host's cable;
-    `disk_sizes` ({name: bytes}) gives hosts a small disk; `builds` ({name: folder}) other programs."""
+    `disk_sizes` ({name: bytes}) gives hosts a small disk; `builds` ({name: folder}) other programs; `qemus`
+    ({name: file}) another QEMU."""
 
-    def __init__(self, *names, rate=None, disk_sizes=None, builds=None, keep=False, folder="/var/tmp"):
+    def __init__(self, *names, rate=None, disk_sizes=None, builds=None, qemus=None, keep=False, folder="/var/tmp"):
         sweep(folder)
         self.prefix = f"{PREFIX}-{os.getpid()}-{next(serial)}"
         self.folder = Path(tempfile.mkdtemp(prefix=f"{self.prefix}-", dir=folder))
@@ -49,7 +50,7 @@ class Lab:
         self.keep, self.rate = keep, rate
         self.hosts, self.namespaces = {}, []
         standing.append(self)
-        self.builds, self.disk_sizes = builds or {}, disk_sizes or {}
+        self.builds, self.disk_sizes, self.qemus = builds or {}, disk_sizes or {}, qemus or {}
         try:
             self.segment = self.namespace("lan", netns.Segment)
             self.client = self.namespace("client")
@@ -73,7 +74,7 @@ class Lab:
         if self.rate:
             link.limit(self.rate)
         host = Host(name, namespace, link, f"{NETWORK}.{len(self.hosts) + 1}", self.folder / name,
-                    self.builds.get(name, BUILD))
+                    self.builds.get(name, BUILD), ["--qemu", self.qemus[name]] if name in self.qemus else ())
         if name in self.disk_sizes:
             host.limit_disk(self.disk_sizes[name])
         host.start()
