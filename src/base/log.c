@@ -7,6 +7,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -29,12 +30,25 @@ static const char *level_name(enum log_level level)
     return "?";
 }
 
+/* systemd names the stream's file there (systemd.exec(5)). Whoever inherits the variable and has another
+ * standard error, as orai-vm does, is not read by the journal. */
+static bool stderr_is_journal(void)
+{
+    const char *named = getenv("JOURNAL_STREAM");
+    char own[48];
+    struct stat st;
+    if (!named || fstat(STDERR_FILENO, &st) < 0)
+        return false;
+    snprintf(own, sizeof own, "%llu:%llu", (unsigned long long)st.st_dev, (unsigned long long)st.st_ino);
+    return strcmp(named, own) == 0;
+}
+
 void log_open(const char *program)
 {
     static const enum log_level levels[] = {LOG_LEVEL_ERROR, LOG_LEVEL_WARNING, LOG_LEVEL_INFO,
                                             LOG_LEVEL_DEBUG};
     program_name = program;
-    journal = getenv("JOURNAL_STREAM") != NULL;
+    journal = stderr_is_journal();
     const char *wanted = getenv("ORAI_LOG");
     for (size_t i = 0; wanted && i < sizeof levels / sizeof *levels; i++)
         if (strcmp(wanted, level_name(levels[i])) == 0)

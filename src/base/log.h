@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * log: lines on standard error, "TIME program[pid] level: text". Under systemd (JOURNAL_STREAM set) the time
- * is left out and the level goes as "<N>". Safe from every thread: one write(2) per line.
+ * log: lines on standard error, "TIME program[pid] level: text". Under systemd (standard error is the
+ * journal) the time is left out and the level goes as "<N>". Safe from every thread: one write(2) per line.
  */
 #pragma once
 

@@ -5,6 +5,7 @@
 
 #include <fcntl.h>
 #include <pthread.h>
+#include <sys/stat.h>
 
 /* What `run` writes to standard error. */
 static char output[65536];
@@ -41,12 +42,30 @@ static void a_line_has_program_level_and_text(void **state)
     assert_non_null(strstr(output, "] info: hello 7\n"));
 }
 
+/* As systemd does it: the variable names the file that is standard error. */
+static void one_to_the_journal(void)
+{
+    char name[48];
+    struct stat st;
+    assert_int_equal(fstat(STDERR_FILENO, &st), 0);
+    snprintf(name, sizeof name, "%llu:%llu", (unsigned long long)st.st_dev, (unsigned long long)st.st_ino);
+    setenv("JOURNAL_STREAM", name, 1);
+    one();
+}
+
 static void under_systemd_a_line_begins_with_its_priority(void **state)
+{
+    capture(one_to_the_journal);
+    unsetenv("JOURNAL_STREAM");
+    assert_string_equal(output, "<6>hello 7\n");
+}
+
+static void a_log_file_below_a_unit_is_not_the_journal(void **state)
 {
     setenv("JOURNAL_STREAM", "1:2", 1);
     capture(one);
     unsetenv("JOURNAL_STREAM");
-    assert_string_equal(output, "<6>hello 7\n");
+    assert_non_null(strstr(output, "] info: hello 7\n"));
 }
 
 static void debug_line(void)
@@ -131,6 +150,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(a_line_has_program_level_and_text),
         cmocka_unit_test(under_systemd_a_line_begins_with_its_priority),
+        cmocka_unit_test(a_log_file_below_a_unit_is_not_the_journal),
         cmocka_unit_test(debug_is_silent_by_default),
         cmocka_unit_test(a_foreign_text_cannot_begin_a_line_of_its_own),
         cmocka_unit_test(a_huge_text_is_cut_and_still_ends_in_a_newline),
