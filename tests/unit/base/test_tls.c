@@ -319,7 +319,7 @@ static void a_foreign_context_meets_a_host_and_sees_its_fingerprint(void **state
     int fd = -1;
     SSL_CTX *context = foreign_context();
     server_start(&s, print_of(a));
-    assert_int_equal(tcp_connect("localhost", s.port, in_seconds(5), &fd, NULL), 0);
+    assert_int_equal(tcp_connect("127.0.0.1", s.port, in_seconds(5), &fd, NULL), 0);
     fcntl(fd, F_SETFL, 0);
     SSL *ssl = SSL_new(context);
     SSL_set_fd(ssl, fd);

@@ -66,14 +66,28 @@ static struct machine *running(struct lab *lab)
 }
 
 /* SeaBIOS reads the boot sector of every disk. */
-static void wait_reads(struct machine *machine, uint64_t more_than)
+static bool reads_within(struct machine *machine, int msec)
 {
     struct nbd_statistics statistics = {0};
-    for (int i = 0; i < 2000 && statistics.reads <= more_than; i++) {
+    for (; msec > 0 && statistics.reads == 0; msec -= 5) {
         clock_sleep(5 * NSEC_PER_MSEC);
         machine_disk_statistics(machine, 0, &statistics);
     }
-    assert_true(statistics.reads > more_than);
+    return statistics.reads > 0;
+}
+
+/* QEMU 7.2's emulated CPU, reset within the firmware, now and then hangs at f000:0 before it has met any
+ * disk: it is then reset again. */
+static bool reads_after_reset(struct machine *machine)
+{
+    bool reads = false;
+    for (int i = 0; i < 5 && !reads; i++) {
+        _cleanup_json_ json_t *answer = NULL;
+        assert_int_equal(
+            qmp_execute(qemu_qmp(machine_qemu(machine)), "system_reset", NULL, 5000, &answer, NULL), 0);
+        reads = reads_within(machine, 3000);
+    }
+    return reads;
 }
 
 static void end(struct machine *machine)
@@ -87,7 +101,7 @@ static void end(struct machine *machine)
 static void the_firmware_reads_our_disk(void **state)
 {
     struct machine *machine = running(*state);
-    wait_reads(machine, 0);
+    assert_true(reads_within(machine, 10000));
     end(machine);
 }
 
@@ -106,17 +120,14 @@ static void the_same_qemu_reads_on_after_we_were_away(void **state)
     struct lab *lab = *state;
     struct machine *machine = running(lab);
     pid_t pid = qemu_pid(machine_qemu(machine));
-    wait_reads(machine, 0);
+    assert_true(reads_within(machine, 10000));
     machine_free(machine);
 
     machine = new_machine(lab);
     assert_int_equal(machine_open_disks(machine, 0, NULL), 0);
     assert_int_equal(machine_adopt(machine, NULL, NULL, NULL), 0);
     assert_int_equal(qemu_pid(machine_qemu(machine)), pid);
-    _cleanup_json_ json_t *reset = NULL;
-    assert_int_equal(qmp_execute(qemu_qmp(machine_qemu(machine)), "system_reset", NULL, 5000, &reset, NULL),
-                     0);
-    wait_reads(machine, 0);
+    assert_true(reads_after_reset(machine));
     end(machine);
 }
 
