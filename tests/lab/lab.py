@@ -67,14 +67,15 @@ class Lab:
         self.namespaces.append(made)
         return made
 
-    def add(self, name):
-        """One more host; it and all others trust each other."""
+    def add(self, name, kind=Host, **keywords):
+        """One more host; it and all others trust each other. Another `kind` is made with `keywords`."""
         namespace = self.namespace(name)
         link = self.segment.plug(namespace, "uplink")
         if self.rate:
             link.limit(self.rate)
-        host = Host(name, namespace, link, f"{NETWORK}.{len(self.hosts) + 1}", self.folder / name,
-                    self.builds.get(name, BUILD), ["--qemu", self.qemus[name]] if name in self.qemus else ())
+        keywords = keywords or {"build": self.builds.get(name, BUILD),
+                                "options": ["--qemu", self.qemus[name]] if name in self.qemus else ()}
+        host = kind(name, namespace, link, f"{NETWORK}.{len(self.hosts) + 1}", self.folder / name, **keywords)
         if name in self.disk_sizes:
             host.limit_disk(self.disk_sizes[name])
         host.start()
