@@ -26,8 +26,9 @@
 #include <sys/syscall.h>
 #include <sys/wait.h>
 
-#define LOG_MAX (1U << 20) /* a longer orai-vm.log is begun anew, the old one kept once */
-#define AWAIT_STEP_MSEC 50
+#define LOG_MAX (1U << 20)                   /* a longer orai-vm.log is begun anew, the old one kept once */
+#define AWAIT_FIRST_NSEC (2 * NSEC_PER_MSEC) /* most orai-vm are there within 10 ms: a move waits for it */
+#define AWAIT_LAST_NSEC (50 * NSEC_PER_MSEC)
 
 struct report {
     pid_t pid;
@@ -215,7 +216,7 @@ static bool listed(const char *state, const char *const *states)
 int vm_await(const struct host *host, const char *name, int pidfd, const char *const *states,
              int64_t deadline, struct err *err)
 {
-    for (;;) {
+    for (int64_t step = AWAIT_FIRST_NSEC;; step = MIN(2 * step, AWAIT_LAST_NSEC)) {
         _cleanup_json_ json_t *answer = NULL;
         struct err silent = ERR_NONE;
         bool ended = has_ended(pidfd); /* before the question, so that its last answer counts */
@@ -229,6 +230,6 @@ int vm_await(const struct host *host, const char *name, int pidfd, const char *c
                                     json_str(answer, "state", "unknown"))
                           : err_set(err, ETIMEDOUT, "orai-vm of \"%s\" does not answer: %.400s", name,
                                     silent.text);
-        clock_sleep(AWAIT_STEP_MSEC * NSEC_PER_MSEC);
+        clock_sleep(step);
     }
 }

@@ -128,6 +128,15 @@ static json_t *render(struct host *host, const struct parts *p)
     return json;
 }
 
+/* An orai-vm that ends may hang up on who has just asked it; the second time nobody is there. */
+static int ask_status(struct host *host, const char *name, json_t **ret)
+{
+    int r = -EPIPE;
+    for (int tries = 0; tries < 2 && (r == -EPIPE || r == -ECONNRESET); tries++)
+        r = vm_ask(host, name, json_pack("{s:s}", "do", "status"), VM_ASK_MSEC, ret, NULL);
+    return r;
+}
+
 int vm_json(struct host *host, const char *name, json_t **ret, struct err *err)
 {
     char dir[PATH_MAX];
@@ -141,7 +150,7 @@ int vm_json(struct host *host, const char *name, json_t **ret, struct err *err)
     vm_dir(host, name, dir);
     if (config && vm_config_load(dir, config, &unused) == 0)
         p.config = config;
-    int asked = vm_ask(host, name, json_pack("{s:s}", "do", "status"), VM_ASK_MSEC, &status, &unused);
+    int asked = ask_status(host, name, &status);
     p.status = status;
     p.lives = asked < 0 && asked != -ENOTCONN;
     /* After the question: a record that is older than the status would be a lie, the other way round none. */

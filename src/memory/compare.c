@@ -9,6 +9,8 @@
 #include <sys/mman.h>
 #include <xxhash.h>
 
+#define POPULATE_PAGES 1024U
+
 int ram_view_open(struct ram_view *view, int fd, uint64_t size, struct err *err)
 {
     void *bytes = mmap(NULL, size, PROT_READ, MAP_SHARED, fd, 0);
@@ -18,10 +20,15 @@ int ram_view_open(struct ram_view *view, int fd, uint64_t size, struct err *err)
     return 0;
 }
 
-void ram_view_populate(const struct ram_view *view)
+bool ram_view_populate(struct ram_view *view)
 {
+    uint64_t count = MIN(view->pages - view->populated, (uint64_t)POPULATE_PAGES);
     /* A kernel before 5.14 does not know this: then the pause pays for the page faults. */
-    madvise((void *)view->bytes, view->pages * COMPARE_PAGE, MADV_POPULATE_READ);
+    if (count && madvise((void *)(view->bytes + view->populated * COMPARE_PAGE), count * COMPARE_PAGE,
+                         MADV_POPULATE_READ) < 0)
+        count = view->pages - view->populated;
+    view->populated += count;
+    return view->populated < view->pages;
 }
 
 void ram_view_close(struct ram_view *view)

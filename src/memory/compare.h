@@ -36,13 +36,15 @@ struct ram_view {
     int fd; /* borrowed */
     const uint8_t *bytes;
     uint64_t pages;
+    uint64_t populated; /* pages */
 };
 
 /* Maps `size` bytes, a multiple of COMPARE_PAGE. */
 int ram_view_open(struct ram_view *view, int fd, uint64_t size, struct err *err);
-/* Fills the mapping's page tables, which takes as long as a pass over memory; what nobody wrote gets
- * allocated, as QEMU's own look at it does. */
-void ram_view_populate(const struct ram_view *view);
+/* Fills a further piece of the mapping's page tables, some milliseconds' worth; false: all are filled. What
+ * nobody wrote gets allocated, as QEMU's own look at it does: all of an empty GiB takes a second or two, in
+ * which, were it one piece, no other thread could change its mappings, or even begin. */
+bool ram_view_populate(struct ram_view *view);
 void ram_view_close(struct ram_view *view); /* also when it was never opened */
 
 /* --- source --- */

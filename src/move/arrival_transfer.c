@@ -152,6 +152,8 @@ static int turn(struct arrival *arrival, struct err *err)
     uint32_t mark = MIN(arrival_marked(arrival), arrival->claimed_mark);
     if (mark != arrival->done_mark)
         return pass_mark(arrival, mark, err);
+    if (arrival->compare_memory && ram_view_populate(&arrival->compare.ram))
+        return 0;
     return session_nap(&arrival->session, clock_now() + 20 * NSEC_PER_MSEC, err);
 }
 
@@ -167,14 +169,12 @@ static int check_qemu(struct arrival *arrival, struct err *err)
     return 0;
 }
 
-/* Before the guest stands still: what the comparison will read. */
+/* What the comparison will read. It is filled while the source is silent (turn), before the guest stands
+ * still. */
 static int view_memory(struct arrival *arrival, struct err *err)
 {
-    struct ram_view *ram = &arrival->compare.ram;
-    int r = ram_view_open(ram, qemu_ram_fd(machine_qemu(arrival->machine)), arrival->config.memory, err);
-    if (r == 0)
-        ram_view_populate(ram);
-    return r;
+    return ram_view_open(&arrival->compare.ram, qemu_ram_fd(machine_qemu(arrival->machine)),
+                         arrival->config.memory, err);
 }
 
 int arrival_transfer(struct arrival *arrival, struct err *err)

@@ -43,6 +43,7 @@ struct departure {
     bool dirty_rate_known;
     double prepared; /* seconds until everything was open */
     int64_t began;   /* clock_now() */
+    bool opened;     /* the destination said so */
     struct err why;  /* the stage that failed, for the destination */
 
     /* Disks: one of each per disk of the machine. */
@@ -99,6 +100,8 @@ size_t departure_disks(const struct departure *departure);
 void departure_show(struct departure *departure); /* publishes numbers */
 /* The control connection with its hello; `again` = for the commit only. */
 int departure_connect(struct departure *departure, bool again, int64_t deadline, struct err *err);
+/* The next frame, of `type`, whose content does not matter. "opened" may come before it and is remembered. */
+int departure_await(struct departure *departure, enum frame_type type, int64_t deadline, struct err *err);
 bool departure_qemu_alive(const struct departure *departure);
 /* 0, or why the move cannot go on: cancelled, link broken, QEMU gone; with the user's --timeout too. */
 int departure_check(struct departure *departure, struct err *err);
@@ -134,16 +137,19 @@ int departure_send_claim(struct departure *departure, size_t i, const struct lin
                          uint32_t sequence, unsigned flags, struct err *err);
 
 /* Maps the memory before the guest stands still; hashes it as soon as it does; once it is loaded there, makes
- * it equal. */
+ * it equal. departure_fill_view spends some milliseconds on filling the mapping; false: there is nothing left
+ * to fill. */
 void departure_view_memory(struct departure *departure);
+bool departure_fill_view(struct departure *departure);
 int departure_hash_memory(struct departure *departure, struct err *err);
 void departure_drop_hashes(struct departure *departure);
 int departure_compare(struct departure *departure, struct err *err);
 bool departure_emulated(const struct departure *departure);
 
-/* plan.c. plan_begin starts what takes a second to measure; plan_predict measures the rest and fills
- * departure->prediction, from the control link and the relocates. */
+/* plan.c. plan_begin starts what takes a second to measure, plan_measure measures the link, and plan_predict
+ * fills departure->prediction from both, the relocates and the time that "prepare" has taken. */
 void plan_begin(struct departure *departure);
-int plan_predict(struct departure *departure, struct err *err);
+int plan_measure(struct departure *departure, struct err *err);
+void plan_predict(struct departure *departure);
 /* Once the dirty rate has been measured the prediction takes it into account. Cheap; call now and then. */
 void plan_refine(struct departure *departure);

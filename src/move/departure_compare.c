@@ -27,8 +27,11 @@ void departure_view_memory(struct departure *departure)
     int fd = qemu_ram_fd(machine_qemu(departure->machine));
     if (ram_view_open(&departure->ram, fd, machine_config(departure->machine)->memory, &err) < 0)
         log_warning("%s", err.text); /* and the pause will fail by it */
-    else
-        ram_view_populate(&departure->ram);
+}
+
+bool departure_fill_view(struct departure *departure)
+{
+    return departure->ram.bytes && ram_view_populate(&departure->ram);
 }
 
 /* The guest stands still: its memory is what it will be. Done while QEMU sends its last pages. */

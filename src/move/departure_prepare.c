@@ -6,9 +6,13 @@
  *   hello ->                         <- hello
  *   prepare (config, files) ->       <- lineage of each disk it has, prepared (what it has and needs)
  *   base (how to build the disks), lineage (first claims), file... ->
- *                                    <- [fork (blocks)...], opened
- *   probe... ->                      <- probed             the link's rate, for the prediction
+ *                                    <- [fork (blocks)...]
  *   hello on each data connection -> <- hello
+ *   probe... ->                      <- probed             the link's rate, for the prediction
+ *                                    <- opened
+ *
+ * The last is what takes time (the disks are built, QEMU starts), so the connections are made and the link is
+ * measured meanwhile, and "opened" may come at any moment after the forks.
  */
 #include "base/clock.h"
 #include "base/endian.h"
@@ -100,6 +104,27 @@ static int open_link(struct departure *departure, bool control, int64_t deadline
     return link_start(tls, &options, &handler, ret, err);
 }
 
+int departure_await(struct departure *departure, enum frame_type type, int64_t deadline, struct err *err)
+{
+    for (;;) {
+        struct mail *mail;
+        int r = session_next(&departure->session, deadline, &mail, err);
+        if (r == -EAGAIN)
+            return err_set(err, ETIMEDOUT, "the destination did not answer in time (waiting for \"%s\")",
+                           frame_type_name(type));
+        if (r < 0)
+            return r;
+        enum frame_type came = mail->frame.type;
+        free(mail);
+        departure->opened = departure->opened || came == FRAME_OPENED;
+        if (came == type)
+            return 0;
+        if (came != FRAME_OPENED)
+            return err_set(err, EPROTO, "the destination sent \"%s\" where \"%s\" was due",
+                           frame_type_name(came), frame_type_name(type));
+    }
+}
+
 /* Every connection begins with a hello and its answer. */
 static int greet(struct departure *departure, struct link *link, const char *role, int index,
                  int64_t deadline, struct err *err)
@@ -109,11 +134,8 @@ static int greet(struct departure *departure, struct link *link, const char *rol
         json_pack("{s:i, s:s, s:i, s:s, s:s, s:s}", "protocol", MOVE_PROTOCOL_VERSION, "role", role, "index",
                   index, "move", id_format(&departure->options.move, move), "host", departure->host->name,
                   "version", ORAI_VERSION);
-    _cleanup_json_ json_t *answer = NULL;
     int r = link_send_json(link, FRAME_HELLO, hello, err);
-    if (r == 0)
-        r = session_wait_json(&departure->session, FRAME_HELLO, deadline, &answer, err);
-    return r;
+    return r < 0 ? r : departure_await(departure, FRAME_HELLO, deadline, err);
 }
 
 int departure_connect(struct departure *departure, bool again, int64_t deadline, struct err *err)
@@ -429,9 +451,9 @@ static void choose_epoch(struct departure *departure, const struct offer *offer)
 
 static int wait_opened(struct departure *departure, struct err *err)
 {
-    _cleanup_json_ json_t *opened = NULL;
-    return session_wait_json(&departure->session, FRAME_OPENED, clock_now() + MOVE_OPEN_MS * NSEC_PER_MSEC,
-                             &opened, err);
+    return departure->opened
+               ? 0
+               : departure_await(departure, FRAME_OPENED, clock_now() + MOVE_OPEN_MS * NSEC_PER_MSEC, err);
 }
 
 static int prepare(struct departure *departure, const struct travelling_file files[2], struct offer *offer,
@@ -450,15 +472,18 @@ static int prepare(struct departure *departure, const struct travelling_file fil
     for (size_t i = 0; r == 0 && i < departure_disks(departure); i++)
         r = make_relocate(departure, i, &bases[i], err);
     if (r == 0 && !departure->options.dry_run)
-        r = wait_opened(departure, err);
+        r = connect_data(departure, err);
     if (r == 0)
-        r = plan_predict(departure, err);
+        r = plan_measure(departure, err);
+    if (r == 0 && !departure->options.dry_run)
+        r = wait_opened(departure, err);
     if (r < 0)
         return r;
+    plan_predict(departure);
     departure_show(departure);
     return departure->options.dry_run
                ? link_send(departure->session.control, FRAME_FINISH, NULL, 0, NULL, 0, err)
-               : connect_data(departure, err);
+               : 0;
 }
 
 int departure_prepare(struct departure *departure, struct err *err)

@@ -214,7 +214,7 @@ static int stream_memory(struct departure *departure, struct err *err)
             r = side_round(departure, err);
         if (r < 0)
             return r;
-        if (!departure_switch_waits(departure))
+        if (!departure_switch_waits(departure) && !departure_fill_view(departure))
             r = session_nap(&departure->session, clock_now() + 10 * NSEC_PER_MSEC, err);
         if (r < 0)
             return r;

@@ -17,7 +17,7 @@
 #include <string.h>
 
 #define PROBE_CHUNK (64U << 10)
-#define PROBE_ENOUGH_NS (40 * NSEC_PER_MSEC)
+#define PROBE_ENOUGH_NS (20 * NSEC_PER_MSEC)
 #define PROBE_MIN_BYTES (64U << 10)
 #define PROBE_SURE_BYTES (1U << 20)
 #define PROBE_MAX_BYTES (32U << 20)
@@ -40,7 +40,6 @@
 static int burst(struct departure *departure, size_t bytes, int64_t *ret_ns, struct err *err)
 {
     static const uint8_t zeroes[PROBE_CHUNK];
-    struct mail *mail;
     uint8_t last;
     int64_t began = clock_now();
     do {
@@ -51,11 +50,9 @@ static int burst(struct departure *departure, size_t bytes, int64_t *ret_ns, str
         if (r < 0)
             return r;
     } while (!last);
-    int r =
-        session_wait(&departure->session, FRAME_PROBED, began + MOVE_ANSWER_MS * NSEC_PER_MSEC, &mail, err);
+    int r = departure_await(departure, FRAME_PROBED, began + MOVE_ANSWER_MS * NSEC_PER_MSEC, err);
     if (r < 0)
         return r;
-    free(mail);
     *ret_ns = clock_now() - began;
     return 0;
 }
@@ -88,22 +85,26 @@ static bool probed_enough(size_t bytes, int64_t took, int64_t net)
     return took > NSEC_PER_SEC || (net > PROBE_ENOUGH_NS && bytes >= PROBE_SURE_BYTES);
 }
 
-static int measure_link(struct departure *departure, struct err *err)
+int plan_measure(struct departure *departure, struct err *err)
 {
     struct prediction *prediction = &departure->prediction;
     int64_t rtt = 0, took = 0, net = 0;
     int r = measure_rtt(departure, &rtt, err);
-    double rate = 0;
+    double rate = 0, before = 0;
     size_t most = most_to_probe(departure);
     for (size_t bytes = PROBE_MIN_BYTES; r == 0 && bytes <= most; bytes *= 2) {
         r = burst(departure, bytes, &took, err);
         net = MAX(took - rtt, INT64_C(1));
-        rate = MAX(rate, (double)bytes * NSEC_PER_SEC / (double)net);
+        before = rate;
+        rate = (double)bytes * NSEC_PER_SEC / (double)net;
         if (probed_enough(bytes, took, net))
             break;
     }
     if (r < 0)
         return r;
+    /* Of the two largest, since one of them may have met a slow moment. The smaller ones say too much: they
+     * fit into the buffers on the way. */
+    rate = MAX(rate, before);
     prediction->rtt_ms = (double)rtt / NSEC_PER_MSEC;
     prediction->link_rate = (uint64_t)rate;
     if (departure->options.bandwidth)
@@ -217,12 +218,9 @@ void plan_refine(struct departure *departure)
         model(departure);
 }
 
-int plan_predict(struct departure *departure, struct err *err)
+void plan_predict(struct departure *departure)
 {
     struct prediction *prediction = &departure->prediction;
-    int r = measure_link(departure, err);
-    if (r < 0)
-        return r;
     for (size_t i = 0; i < departure_disks(departure); i++) {
         struct disk *disk = machine_disk(departure->machine, i);
         prediction->disks[i].bytes = relocate_estimate(departure->relocate[i], disk_generation(disk));
@@ -236,5 +234,4 @@ int plan_predict(struct departure *departure, struct err *err)
     if (departure->options.dry_run)
         wait_dirty_rate(departure);
     model(departure);
-    return 0;
 }
