@@ -16,6 +16,7 @@
 #include "cli/cli.h"
 #include "cli/report.h"
 #include "disk/nbd.h"
+#include "disk/split.h"
 #include "disk/verify.h"
 
 #include <errno.h>
@@ -211,6 +212,17 @@ static int serve_until_signal(const struct serve *serve, struct disk *disk, int 
     return r;
 }
 
+/* What is missing only the VM's own orai-vm can fetch. */
+static int check_whole(const struct disk *disk, struct err *err)
+{
+    if (!disk_is_split(disk))
+        return 0;
+    err_set(err, EBUSY, "%" PRIu64 " blocks of %s are still on another host", disk_missing(disk),
+            disk_path(disk));
+    return err_hint(err, "start the VM that it belongs to, and serve the disk when `orai status` says that "
+                         "all of it has come");
+}
+
 static int run_serve(int argc, char **argv)
 {
     struct serve serve = {.open_flags = DISK_INIT};
@@ -227,7 +239,7 @@ static int run_serve(int argc, char **argv)
     log_open("orai");
 
     _cleanup_(disk_cleanup) struct disk *disk = NULL;
-    if (disk_open(serve.file, serve.open_flags, &disk, &err) < 0)
+    if (disk_open(serve.file, serve.open_flags, &disk, &err) < 0 || check_whole(disk, &err) < 0)
         return report(&err);
     int r = listen_at(serve.socket, &err);
     if (r < 0)
@@ -244,12 +256,10 @@ static int run_serve(int argc, char **argv)
 /* --- info and verify ----------------------------------------------------------------------------------- */
 
 static const char *const claim_names[] = {
-    [LINEAGE_OWNER] = "owner",
-    [LINEAGE_REPLICA] = "replica",
-    [LINEAGE_PARTIAL] = "partial",
-    [LINEAGE_FORK] = "fork",
+    [LINEAGE_OWNER] = "owner", [LINEAGE_REPLICA] = "replica", [LINEAGE_PARTIAL] = "partial",
+    [LINEAGE_FORK] = "fork",   [LINEAGE_SPLIT] = "split",
 };
-static_assert(ARRAY_SIZE(claim_names) == LINEAGE_FORK + 1, "each claim has a name");
+static_assert(ARRAY_SIZE(claim_names) == LINEAGE_SPLIT + 1, "each claim has a name");
 
 static const char *const kind_names[] = {
     [LINEAGE_BASE] = "base",
@@ -274,6 +284,7 @@ static const struct column info_columns[] = {
     {"complete", "Complete up to", COLUMN_COUNT},
     {"written", "Ever written", COLUMN_BYTES},
     {"written_since", "Written since", COLUMN_BYTES},
+    {"missing", "Still on another host", COLUMN_BYTES},
     {0},
 };
 static const struct view info_view = {.columns = info_columns, .sections = info_sections};
@@ -304,12 +315,15 @@ static json_t *info_to_json(struct disk *disk, const struct lineage *lineage)
     json_t *entries = json_array();
     for (size_t i = 0; i < lineage->count; i++)
         json_array_append_new(entries, entry_to_json(&lineage->entries[i]));
-    return json_pack("{s:s, s:I, s:I, s:s, s:s, s:I, s:I, s:I, s:I, s:o}", "file", disk_path(disk), "size",
-                     (json_int_t)disk_size(disk), "allocated", allocated, "disk",
-                     id_format(&lineage->disk, id), "claim", claim_names[lineage->claim], "generation",
-                     (json_int_t)disk_generation(disk), "complete", (json_int_t)lineage->complete, "written",
-                     bytes_above(disk, 0), "written_since",
-                     bytes_above(disk, newest ? newest->generation : 0), "lineage", entries);
+    json_t *json =
+        json_pack("{s:s, s:I, s:I, s:s, s:s, s:I, s:I, s:I, s:I, s:o}", "file", disk_path(disk), "size",
+                  (json_int_t)disk_size(disk), "allocated", allocated, "disk", id_format(&lineage->disk, id),
+                  "claim", claim_names[lineage->claim], "generation", (json_int_t)disk_generation(disk),
+                  "complete", (json_int_t)lineage->complete, "written", bytes_above(disk, 0), "written_since",
+                  bytes_above(disk, newest ? newest->generation : 0), "lineage", entries);
+    if (json && disk_is_split(disk))
+        json_object_set_new(json, "missing", json_integer((json_int_t)(disk_missing(disk) * DISK_BLOCK)));
+    return json;
 }
 
 static int print_info(struct disk *disk, enum format format, struct err *err)
@@ -335,6 +349,9 @@ static int print_verdict(const char *file, struct err *err)
         return r;
     for (size_t i = 0; i < verdict.count; i++)
         printf("%s: %s\n", file, verdict.findings[i]);
+    if (verdict.missing > 0)
+        printf("%s is split: %" PRIu64 " blocks are still on another host and were not looked at\n", file,
+               verdict.missing);
     if (verdict.count == 0)
         printf("%s is good: generation %" PRIu32 ", %" PRIu64 " blocks written, %s\n", file, verdict.current,
                verdict.written,

@@ -7,25 +7,70 @@
  *
  * The order is the crash rule: bits are cleared only after image *and* map are durable. The image too,
  * because a block that a transfer has read from the page cache and a power cut takes back differs from the
- * copy.
+ * copy. Of a split disk the blocks that have come since count as here after that, and not before.
  */
 #include "disk/private.h"
 
 #include "base/clock.h"
 #include "base/macro.h"
 
+#include <errno.h>
 #include <signal.h>
 
 #define CHECKPOINT_SECONDS 10
 #define STACK_SIZE (128 * KiB)
 
-int make_durable(struct disk *disk)
+static int sync_both(struct disk *disk)
 {
     int r = image_sync(&disk->image);
-    if (r == 0)
-        r = genmap_sync(disk->map);
+    return r == 0 ? genmap_sync(disk->map) : r;
+}
+
+/* With `settling` held. A block's number must be durable before its presence: a later move would else take
+ * what was fetched for old. */
+static int carry_over(struct disk *disk, struct missing *split)
+{
+    struct missing_picture *picture = NULL;
+    int r = missing_take(split, &picture);
     if (r < 0)
-        intent_distrust(&disk->intent);
+        return r;
+    r = sync_both(disk);
+    if (picture && r == 0)
+        r = missing_put(split, picture);
+    else
+        missing_put_back(split, picture);
+    return r;
+}
+
+/* Without a change there is nothing to carry over: whoever wrote it down before us has ended, for he held the
+ * lock until then. */
+int flush_split(struct disk *disk, struct missing *split)
+{
+    pthread_mutex_lock(&split->settling);
+    bool changed = missing_has_changed(split);
+    int r = changed ? carry_over(disk, split) : 0;
+    pthread_mutex_unlock(&split->settling);
+    return changed ? r : image_sync(&disk->image);
+}
+
+void distrust(struct disk *disk)
+{
+    struct missing *split = atomic_load(&disk->split);
+    intent_distrust(&disk->intent);
+    if (split)
+        missing_distrust(split);
+}
+
+int make_durable(struct disk *disk)
+{
+    struct missing *split = atomic_load(&disk->split);
+    if (split)
+        pthread_mutex_lock(&split->settling);
+    int r = split ? carry_over(disk, split) : sync_both(disk);
+    if (split)
+        pthread_mutex_unlock(&split->settling);
+    if (r < 0 && r != -ENOMEM)
+        distrust(disk);
     return r;
 }
 
@@ -76,7 +121,8 @@ static void *run(void *arg)
 {
     struct disk *disk = arg;
     while (next_interval(disk)) {
-        if (intent_next(&disk->intent, 0) < disk->intent.extents)
+        struct missing *split = atomic_load(&disk->split);
+        if (intent_next(&disk->intent, 0) < disk->intent.extents || (split && missing_has_changed(split)))
             (void)disk_checkpoint(disk); /* a failure meets the guest at its next flush */
         else if (atomic_load(&disk->map->touched) > 0)
             genmap_drop(disk->map);

@@ -26,7 +26,7 @@
 
 #define COPY_CHUNK (4 * MiB)
 
-static const char *const side_suffixes[] = {SUFFIX_LINEAGE, SUFFIX_INTENT, SUFFIX_MAP};
+static const char *const side_suffixes[] = {SUFFIX_LINEAGE, SUFFIX_MISSING, SUFFIX_INTENT, SUFFIX_MAP};
 
 static int remove_side_files(const char *path, struct err *err)
 {

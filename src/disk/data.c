@@ -3,6 +3,9 @@
  * The data path. A write is, in this order: through the gate; its extents' intents durable; its blocks marked
  * with the current generation; its data; out of the gate. The generation is read behind the gate: a write
  * that began after disk_advance raised it can only see the new one.
+ *
+ * On a split disk (split.h) a write of missing blocks happens under the lock of their extent, and clears
+ * their bits at the end; the parts of it with nothing missing go as ever.
  */
 #include "disk/private.h"
 
@@ -15,9 +18,28 @@ static bool outside(const struct disk *disk, uint64_t size, uint64_t offset)
     return offset > disk->image.size || size > disk->image.size - offset;
 }
 
+/* Always -EAGAIN, for a request that cannot be served yet. */
+static int demand(struct disk *disk, enum disk_need_kind kind, uint64_t size, uint64_t offset)
+{
+    unsigned told = 0;
+    (void)disk_ready(disk, kind, size, offset, &told); /* if it has come meanwhile, the next try finds it */
+    return -EAGAIN;
+}
+
+static bool lacks(const struct disk *disk, const struct missing *split, enum disk_need_kind kind,
+                  uint64_t size, uint64_t offset)
+{
+    struct disk_need unused[2];
+    return split && split_lacks(split, disk->image.size, kind, size, offset, unused) > 0;
+}
+
 int disk_read(struct disk *disk, void *data, size_t size, uint64_t offset)
 {
-    return outside(disk, size, offset) ? -EINVAL : image_read(&disk->image, data, size, offset);
+    if (outside(disk, size, offset))
+        return -EINVAL;
+    if (lacks(disk, atomic_load(&disk->split), DISK_NEED_ALL, size, offset))
+        return demand(disk, DISK_NEED_ALL, size, offset);
+    return image_read(&disk->image, data, size, offset);
 }
 
 /* Behind the gate: from here on the blocks count as written. */
@@ -29,22 +51,6 @@ static int mark(struct disk *disk, uint64_t size, uint64_t offset)
         return r;
     uint64_t first = offset / DISK_BLOCK, last = (offset + size - 1) / DISK_BLOCK;
     return genmap_mark(disk->map, first, last - first + 1, atomic_load(&disk->current));
-}
-
-int disk_write(struct disk *disk, const void *data, size_t size, uint64_t offset, bool fua)
-{
-    if (disk->read_only)
-        return -EROFS;
-    if (outside(disk, size, offset))
-        return -EINVAL;
-    if (size == 0)
-        return 0;
-    unsigned slot = gate_enter(&disk->gate);
-    int r = atomic_load(&disk->writable) ? mark(disk, size, offset) : -EROFS;
-    if (r == 0)
-        r = image_write(&disk->image, data, size, offset);
-    gate_exit(&disk->gate, slot);
-    return r == 0 && fua ? disk_flush(disk) : r;
 }
 
 /* The next place at or after `from` that is not both a hole and never written, at most `end`. */
@@ -73,7 +79,7 @@ static uint64_t next_unused(struct disk *disk, uint64_t from, uint64_t end)
 
 /* Zeroes what is not a hole that was never written anyway: a guest that trims its new, empty disk leaves no
  * trace. */
-static int punch(struct disk *disk, uint64_t size, uint64_t offset, bool fast)
+static int punch_used(struct disk *disk, uint64_t size, uint64_t offset, bool fast)
 {
     uint64_t end = offset + size;
     int r = 0;
@@ -87,7 +93,64 @@ static int punch(struct disk *disk, uint64_t size, uint64_t offset, bool fast)
     return r;
 }
 
-int disk_zero(struct disk *disk, uint64_t size, uint64_t offset, unsigned flags)
+/* What is to be done to a range; behind the gate. */
+struct change {
+    enum { CHANGE_WRITE, CHANGE_ZERO, CHANGE_PUNCH } kind;
+    bool fast;
+    const uint8_t *data; /* WRITE: that of the range's first byte */
+};
+
+/* `missing`: some of the range is not here, so that what the map and the image say of it is of the past. */
+static int apply(struct disk *disk, const struct change *change, uint64_t size, uint64_t offset, bool missing)
+{
+    if (change->kind == CHANGE_PUNCH && !missing)
+        return punch_used(disk, size, offset, change->fast);
+    int r = mark(disk, size, offset);
+    if (r < 0)
+        return r;
+    if (change->kind == CHANGE_WRITE)
+        return image_write(&disk->image, change->data, size, offset);
+    return change->kind == CHANGE_ZERO ? image_zero(&disk->image, size, offset, change->fast)
+                                       : image_punch(&disk->image, size, offset, change->fast);
+}
+
+/* The range lies within one extent. What it covers in part is here. */
+static int apply_missing(struct disk *disk, struct missing *split, const struct change *change, uint64_t size,
+                         uint64_t offset)
+{
+    uint64_t from = (offset + DISK_BLOCK - 1) / DISK_BLOCK, end = offset + size;
+    uint64_t whole_end = end == disk->image.size ? disk->map->blocks : end / DISK_BLOCK;
+    pthread_mutex_t *stripe = split_stripe(split, offset / DISK_BLOCK);
+    pthread_mutex_lock(stripe);
+    int r = apply(disk, change, size, offset, true);
+    uint64_t cleared = r == 0 && from < whole_end ? missing_clear(split, from, whole_end) : 0;
+    pthread_mutex_unlock(stripe);
+    if (cleared > 0)
+        waiting_wake(&disk->waiting);
+    return r;
+}
+
+static int apply_split(struct disk *disk, struct missing *split, struct change change, uint64_t size,
+                       uint64_t offset)
+{
+    int r = 0;
+    for (uint64_t end = offset + size, stop; r == 0 && offset < end; offset = stop) {
+        uint64_t block = offset / DISK_BLOCK;
+        uint64_t next = missing_next(split, block, (end + DISK_BLOCK - 1) / DISK_BLOCK);
+        if (next > block) {
+            stop = MIN(next * DISK_BLOCK, end);
+            r = apply(disk, &change, stop - offset, offset, false);
+        } else {
+            stop = MIN(split_stripe_end(split, block) * DISK_BLOCK, end);
+            r = apply_missing(disk, split, &change, stop - offset, offset);
+        }
+        if (change.data)
+            change.data += stop - offset;
+    }
+    return r;
+}
+
+static int change_range(struct disk *disk, const struct change *change, uint64_t size, uint64_t offset)
 {
     if (disk->read_only)
         return -EROFS;
@@ -95,20 +158,31 @@ int disk_zero(struct disk *disk, uint64_t size, uint64_t offset, unsigned flags)
         return -EINVAL;
     if (size == 0)
         return 0;
-    bool fast = flags & DISK_ZERO_FAST;
     unsigned slot = gate_enter(&disk->gate);
-    int r = 0;
-    if (!atomic_load(&disk->writable)) {
-        r = -EROFS;
-    } else if (flags & DISK_ZERO_NO_HOLE) {
-        r = mark(disk, size, offset);
-        if (r == 0)
-            r = image_zero(&disk->image, size, offset, fast);
-    } else {
-        r = punch(disk, size, offset, fast);
-    }
+    /* In this order: a disk is split before it may be written. */
+    int r = atomic_load(&disk->writable) ? 0 : -EROFS;
+    struct missing *split = atomic_load(&disk->split);
+    bool waits = r == 0 && lacks(disk, split, DISK_NEED_EDGES, size, offset);
+    if (r == 0 && !waits)
+        r = split ? apply_split(disk, split, *change, size, offset)
+                  : apply(disk, change, size, offset, false);
     gate_exit(&disk->gate, slot);
-    return r == 0 && flags & DISK_ZERO_FUA ? disk_flush(disk) : r;
+    return waits ? demand(disk, DISK_NEED_EDGES, size, offset) : r;
+}
+
+int disk_write(struct disk *disk, const void *data, size_t size, uint64_t offset, bool fua)
+{
+    const struct change change = {.kind = CHANGE_WRITE, .data = data};
+    int r = change_range(disk, &change, size, offset);
+    return r == 0 && fua && size > 0 ? disk_flush(disk) : r;
+}
+
+int disk_zero(struct disk *disk, uint64_t size, uint64_t offset, unsigned flags)
+{
+    const struct change change = {.kind = flags & DISK_ZERO_NO_HOLE ? CHANGE_ZERO : CHANGE_PUNCH,
+                                  .fast = flags & DISK_ZERO_FAST};
+    int r = change_range(disk, &change, size, offset);
+    return r == 0 && size > 0 && flags & DISK_ZERO_FUA ? disk_flush(disk) : r;
 }
 
 int disk_trim(struct disk *disk, uint64_t size, uint64_t offset, bool fua)
@@ -120,10 +194,11 @@ int disk_flush(struct disk *disk)
 {
     if (disk->read_only)
         return 0;
-    int r = image_sync(&disk->image);
-    if (r < 0) {
+    struct missing *split = atomic_load(&disk->split);
+    int r = split ? flush_split(disk, split) : image_sync(&disk->image);
+    if (r < 0 && r != -ENOMEM) {
         pthread_mutex_lock(&disk->control);
-        intent_distrust(&disk->intent);
+        distrust(disk);
         pthread_mutex_unlock(&disk->control);
     }
     return r;
@@ -165,7 +240,19 @@ int disk_extent(struct disk *disk, uint64_t offset, uint64_t size, struct disk_e
 {
     if (size == 0 || outside(disk, size, offset))
         return -EINVAL;
-    uint64_t end = offset + size, data = image_next_data(&disk->image, offset);
+    uint64_t end = offset + size, block = offset / DISK_BLOCK;
+    const struct missing *split = atomic_load(&disk->split);
+    if (split) { /* what is missing counts as data */
+        uint64_t blocks_end = (end + DISK_BLOCK - 1) / DISK_BLOCK;
+        uint64_t missing = missing_next(split, block, blocks_end);
+        if (missing == block) {
+            end = MIN(end, missing_next_here(split, block, blocks_end) * DISK_BLOCK);
+            *ret = (struct disk_extent){.length = end - offset};
+            return 0;
+        }
+        end = MIN(end, missing * DISK_BLOCK);
+    }
+    uint64_t data = image_next_data(&disk->image, offset);
     if (data > offset)
         *ret = (struct disk_extent){.length = MIN(data, end) - offset, .hole = true};
     else

@@ -9,6 +9,8 @@
  * its intent record               mark may have parted; durable before the intents go
  *
  * A replica or partial copy needs no marks: what its claim promises was durable before the claim was written.
+ * Which blocks of a split disk are missing has nothing to do with marks: one that is marked and missing is
+ * fetched, and then counts as written here, which costs its bytes in a later transfer.
  */
 #include "disk/private.h"
 
@@ -65,7 +67,7 @@ static int load_or_init(struct disk *disk, bool init, struct err *err)
 static int check_claim(const struct disk *disk, unsigned flags, struct err *err)
 {
     enum lineage_claim claim = disk->lineage->claim;
-    if (flags & (DISK_READ_ONLY | DISK_FROZEN) || claim == LINEAGE_OWNER || claim == LINEAGE_FORK)
+    if (flags & (DISK_READ_ONLY | DISK_FROZEN) || lineage_claim_runs(claim))
         return 0;
     err_set(err, EROFS, "%s is a %s: the disk's newest data is on another host", disk->path,
             lineage_claim_name(claim));
@@ -162,7 +164,7 @@ static int recover(struct disk *disk, unsigned flags, bool lost, struct err *err
     if (r < 0)
         return r;
     const struct lineage_entry *newest = lineage_newest(disk->lineage);
-    bool mine = disk->lineage->claim == LINEAGE_OWNER || disk->lineage->claim == LINEAGE_FORK;
+    bool mine = lineage_claim_runs(disk->lineage->claim);
     bool unclean = lost || (!disk->intent.header.clean && !id_equal(&disk->intent.header.boot, &boot));
     bool fresh = !(flags & (DISK_READ_ONLY | DISK_FROZEN)) || (unclean && mine);
     uint32_t current = MAX(disk->map->header.current, newest ? newest->generation + 1 : 1);
@@ -200,6 +202,7 @@ static struct disk *new_disk(const char *path, unsigned flags)
     pthread_mutex_init(&disk->control, NULL);
     pthread_mutex_init(&disk->lineage_lock, NULL);
     pthread_mutex_init(&disk->stop_lock, NULL);
+    waiting_init(&disk->waiting);
     disk->path = strdup(path);
     disk->map = calloc(1, sizeof *disk->map);
     if (disk->map)
@@ -215,6 +218,8 @@ static void free_disk(struct disk *disk)
     free(disk->map);
     lineage_free(disk->lineage);
     image_done(&disk->image);
+    split_free(disk);
+    waiting_done(&disk->waiting);
     pthread_mutex_destroy(&disk->stop_lock);
     pthread_mutex_destroy(&disk->lineage_lock);
     pthread_mutex_destroy(&disk->control);
@@ -240,13 +245,15 @@ int disk_open(const char *image, unsigned flags, struct disk **ret, struct err *
         r = open_side_files(disk, flags, &lost, err);
     if (r == 0)
         r = recover(disk, flags, lost, err);
+    if (r == 0)
+        r = split_load(disk, err);
     if (r < 0)
         return r;
     enum lineage_claim claim = disk->lineage->claim;
-    atomic_store(&disk->writable, !disk->read_only && (claim == LINEAGE_OWNER || claim == LINEAGE_FORK));
+    atomic_store(&disk->writable, !disk->read_only && lineage_claim_runs(claim));
     if (flags & DISK_FROZEN)
         gate_freeze(&disk->gate);
-    atomic_store(&disk->receiving, !disk->read_only && claim == LINEAGE_PARTIAL);
+    atomic_store(&disk->receiving, !disk->read_only && claim == LINEAGE_PARTIAL && !disk->expected);
     if (!disk->read_only)
         r = checkpointer_start(disk, err);
     if (r < 0)

@@ -32,7 +32,7 @@ static int set_header(struct disk *disk, const struct genmap_header *header, str
 {
     int r = genmap_set_header(disk->map, header, err);
     if (r < 0)
-        intent_distrust(&disk->intent);
+        distrust(disk);
     return r;
 }
 
@@ -80,6 +80,12 @@ static int seal(struct disk *disk, const struct id *id, enum lineage_kind kind, 
     if (!atomic_load(&disk->writable))
         return err_set(err, EROFS, "%s is a %s here; only its owner seals generations", disk->path,
                        disk->read_only ? "disk opened read-only" : lineage_claim_name(disk->lineage->claim));
+    if (disk_is_split(disk)) {
+        err_set(err, EBUSY, "%llu blocks of %s are still on another host",
+                (unsigned long long)disk_missing(disk), disk->path);
+        err_hint(err, "wait until they have come");
+        return -EBUSY;
+    }
     uint32_t sealed = atomic_load(&disk->current);
     struct lineage *lineage;
     int r = lineage_copy(disk->lineage, &lineage);
@@ -163,7 +169,7 @@ static int raise_for(struct disk *disk, const struct lineage *lineage, struct er
     return next > atomic_load(&disk->current) ? generation_raise(disk, next, err) : 0;
 }
 
-static int change_lineage(struct disk *disk, const struct lineage *lineage, struct err *err)
+int lineage_change(struct disk *disk, const struct lineage *lineage, struct err *err)
 {
     struct lineage *copy = NULL;
     int r = checked_copy(disk, lineage, &copy, err);
@@ -185,8 +191,12 @@ static int change_lineage(struct disk *disk, const struct lineage *lineage, stru
     r = replace_lineage(disk, copy, err);
     if (r < 0)
         return r;
-    atomic_store(&disk->writable, claim == LINEAGE_OWNER || claim == LINEAGE_FORK);
-    atomic_store(&disk->receiving, claim == LINEAGE_PARTIAL);
+    if (claim == LINEAGE_SPLIT)
+        split_begin(disk);
+    else if (disk->expected && (claim != LINEAGE_PARTIAL || !split_fits(disk->expected, lineage)))
+        (void)split_forget(disk, NULL); /* the lineage no longer fits it: nobody will take it for good */
+    atomic_store(&disk->writable, lineage_claim_runs(claim));
+    atomic_store(&disk->receiving, claim == LINEAGE_PARTIAL && !disk->expected);
     (void)intent_settle(&disk->intent, false); /* bits that stay do no harm */
     return 0;
 }
@@ -207,7 +217,7 @@ static int demote_fork(struct disk *disk, struct err *err)
     if (r < 0)
         return err_sys(err, r, "cannot turn the fork %s into a partial replica", disk->path);
     atomic_store(&disk->writable, false);
-    r = change_lineage(disk, lineage, err);
+    r = lineage_change(disk, lineage, err);
     if (r < 0)
         atomic_store(&disk->writable, true);
     return r;
@@ -225,6 +235,10 @@ static int begin_receiving(struct disk *disk, struct err *err)
                     disk->path);
     else if (disk->lineage->claim == LINEAGE_FORK)
         r = demote_fork(disk, err);
+    else if (disk->expected) /* of a hand-over that never was */
+        r = split_forget(disk, err);
+    if (r == 0)
+        atomic_store(&disk->receiving, true);
     pthread_mutex_unlock(&disk->control);
     return r;
 }
@@ -254,19 +268,35 @@ int disk_receive(struct disk *disk, const struct disk_run *run, const void *data
     return r < 0 ? err_sys(err, r, "cannot write the image %s", disk->path) : 0;
 }
 
+/* A split disk leaves that state through disk_whole only; a partial one enters it only when what will be
+ * missing is known. */
+static int check_split(const struct disk *disk, const struct lineage *lineage, struct err *err)
+{
+    const struct missing *split = atomic_load(&disk->split);
+    if (split && (lineage->claim != LINEAGE_SPLIT || !split_fits(split, lineage)))
+        return err_set(err, EBUSY, "%s is a split disk; it must be whole before it can be a %s", disk->path,
+                       lineage_claim_name(lineage->claim));
+    if (!split && lineage->claim == LINEAGE_SPLIT && !(disk->expected && split_fits(disk->expected, lineage)))
+        return err_set(err, EINVAL, "%s cannot be split: what would be missing of it is not known",
+                       disk->path);
+    return 0;
+}
+
 int disk_set_lineage(struct disk *disk, const struct lineage *lineage, struct err *err)
 {
     if (disk->read_only)
         return err_set(err, EROFS, "%s is opened read-only", disk->path);
     pthread_mutex_lock(&disk->control);
-    bool writable = atomic_load(&disk->writable);
-    bool stays = lineage->claim == LINEAGE_OWNER || lineage->claim == LINEAGE_FORK;
-    /* No write may slip between what is made durable and the claim that promises it. */
-    if (!stays)
-        atomic_store(&disk->writable, false);
-    int r = change_lineage(disk, lineage, err);
-    if (r < 0)
-        atomic_store(&disk->writable, writable);
+    int r = check_split(disk, lineage, err);
+    if (r == 0) {
+        bool writable = atomic_load(&disk->writable);
+        /* No write may slip between what is made durable and the claim that promises it. */
+        if (!lineage_claim_runs(lineage->claim))
+            atomic_store(&disk->writable, false);
+        r = lineage_change(disk, lineage, err);
+        if (r < 0)
+            atomic_store(&disk->writable, writable);
+    }
     pthread_mutex_unlock(&disk->control);
     return r;
 }

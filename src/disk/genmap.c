@@ -100,8 +100,7 @@ int genmap_header_decode(const void *bytes, size_t size, struct genmap_header *r
 
 /* --- the file ------------------------------------------------------------------------------------------ */
 
-/* On file systems that copy on write (btrfs) every new store needs space; this keeps the map in its place. */
-static void ask_in_place(int fd)
+void genmap_keep_in_place(int fd)
 {
     int attributes;
     if (ioctl(fd, FS_IOC_GETFLAGS, &attributes) == 0) {
@@ -119,7 +118,7 @@ int genmap_create(const char *path, const struct id *disk, uint64_t size, uint32
     _cleanup_close_ int fd = open(path, O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC, 0600);
     if (fd < 0)
         return err_sys(err, errno, "cannot create the generation map %s", path);
-    ask_in_place(fd);
+    genmap_keep_in_place(fd);
     int r = file_pwrite_full(fd, bytes, sizeof bytes, 0);
     if (r == 0 && (ftruncate(fd, (off_t)(sizeof bytes + numbers_size(blocks_of(size)))) < 0 || fsync(fd) < 0))
         r = -errno;

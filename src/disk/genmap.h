@@ -48,6 +48,9 @@ struct genmap {
     pthread_mutex_t allocating;
 };
 
+/* On file systems that copy on write (btrfs) every new store needs space; this keeps an empty file, which is
+ * to be mapped, in its place. */
+void genmap_keep_in_place(int fd);
 /* Makes the file durably; -EEXIST when it is there. */
 int genmap_create(const char *path, const struct id *disk, uint64_t size, uint32_t current, struct err *err);
 /* Locks the file: exclusively, or shared when read-only. -EBUSY when another process has it. */

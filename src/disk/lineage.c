@@ -54,9 +54,15 @@ const char *lineage_claim_name(enum lineage_claim claim)
     static const char *const names[] = {[LINEAGE_OWNER] = "owner",
                                         [LINEAGE_REPLICA] = "replica",
                                         [LINEAGE_PARTIAL] = "partial replica",
-                                        [LINEAGE_FORK] = "fork"};
-    static_assert(ARRAY_SIZE(names) == LINEAGE_FORK + 1, "a name for each");
+                                        [LINEAGE_FORK] = "fork",
+                                        [LINEAGE_SPLIT] = "split disk"};
+    static_assert(ARRAY_SIZE(names) == LINEAGE_SPLIT + 1, "a name for each");
     return claim < ARRAY_SIZE(names) && names[claim] ? names[claim] : "unknown";
+}
+
+bool lineage_claim_runs(enum lineage_claim claim)
+{
+    return claim == LINEAGE_OWNER || claim == LINEAGE_FORK || claim == LINEAGE_SPLIT;
 }
 
 const char *lineage_kind_name(enum lineage_kind kind)
@@ -265,14 +271,17 @@ static int check_claim(const struct lineage *l, struct err *err)
     if (l->size == 0 || l->size % 512 != 0 || l->size > INT64_MAX)
         return err_set(err, EBADMSG, "the lineage says that its disk has %llu bytes, which no disk has",
                        (unsigned long long)l->size);
-    if (l->claim < LINEAGE_OWNER || l->claim > LINEAGE_FORK)
+    if (l->claim < LINEAGE_OWNER || l->claim > LINEAGE_SPLIT)
         return err_set(err, EBADMSG, "the lineage makes the unknown claim %u", (unsigned)l->claim);
     if (l->complete == 0 && (l->claim == LINEAGE_REPLICA || l->claim == LINEAGE_FORK))
         return err_set(err, EBADMSG, "the lineage claims a %s of nothing", lineage_claim_name(l->claim));
     if ((l->complete != 0 && !lineage_find(l, l->complete)) ||
         (l->reached != 0 && !lineage_find(l, l->reached)))
         return err_set(err, EBADMSG, "the lineage claims a generation that it does not list");
-    if (l->claim != LINEAGE_PARTIAL && (l->reached != 0 || l->cursor != 0))
+    const struct lineage_entry *newest = lineage_newest(l);
+    if (l->claim == LINEAGE_SPLIT && (!newest || newest->kind != LINEAGE_HANDOVER))
+        return err_set(err, EBADMSG, "the lineage of a split disk does not end with its hand-over");
+    if (l->claim != LINEAGE_PARTIAL && l->claim != LINEAGE_SPLIT && (l->reached != 0 || l->cursor != 0))
         return err_set(err, EBADMSG, "the lineage of a whole copy has a cursor");
     if (l->cursor > (l->size + BLOCK - 1) / BLOCK)
         return err_set(err, EBADMSG, "the lineage's cursor lies outside the disk");
@@ -353,7 +362,7 @@ void lineage_compare(const struct lineage *ours, const struct lineage *theirs, s
 
     /* A first transfer that was cut short began on an empty image: nothing is common, and still it counts. */
     bool fresh = same_disk && partial && complete == 0 && !strayed;
-    if (ours->size != theirs->size || (base == 0 && !fresh))
+    if (ours->size != theirs->size || theirs->claim == LINEAGE_SPLIT || (base == 0 && !fresh))
         return;
     *ret = (struct lineage_base){.base = base, .forked = owner || theirs->claim == LINEAGE_FORK || strayed};
     if (partial && !strayed && theirs->reached != 0) {

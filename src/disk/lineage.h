@@ -4,10 +4,15 @@
  *
  * An entry says: generation `generation` was sealed, with a random `id`, at `host`, at `time`. Two copies
  * whose lineages share an entry (generation and id) held the same data at that moment. The *claim* says what
- * this copy is: LINEAGE_OWNER     the newest data there is; numbers above the newest entry are writes since
+ * this copy is:
+ *
+ *   LINEAGE_OWNER     the newest data there is; numbers above the newest entry are writes since
  *   LINEAGE_REPLICA   exactly the data of `complete`
- *   LINEAGE_PARTIAL   at least the data of `complete`, and of `reached` for blocks below `cursor`; never
- * bootable LINEAGE_FORK      a replica that a human started on purpose; blocks above `complete` are its own
+ *   LINEAGE_PARTIAL   at least the data of `complete`, and of `reached` for blocks below `cursor`; it may
+ *                     never run
+ *   LINEAGE_FORK      a replica that a human started on purpose; blocks above `complete` are its own
+ *   LINEAGE_SPLIT     it runs, but the newest data of some blocks, up to the newest entry, which is the
+ *                     hand-over, is still on another host (split.h); else what PARTIAL said at the switch
  *
  * Pure: encode and decode work on buffers; the bytes may come from a peer.
  */
@@ -21,13 +26,20 @@
 #include <stdint.h>
 
 enum lineage_kind { LINEAGE_BASE = 1, LINEAGE_ROUND = 2, LINEAGE_HANDOVER = 3 };
-enum lineage_claim { LINEAGE_OWNER = 1, LINEAGE_REPLICA = 2, LINEAGE_PARTIAL = 3, LINEAGE_FORK = 4 };
+enum lineage_claim {
+    LINEAGE_OWNER = 1,
+    LINEAGE_REPLICA = 2,
+    LINEAGE_PARTIAL = 3,
+    LINEAGE_FORK = 4,
+    LINEAGE_SPLIT = 5,
+};
 
 #define LINEAGE_HOST_SIZE 64
 #define LINEAGE_MAX_ENTRIES 1024 /* rounds are dropped first, then the oldest hand-overs, never the base */
 #define LINEAGE_MAX_BYTES (160U << 10)
-#define LINEAGE_MAX_GENERATION UINT32_C(0xfffffff0) /* no copy's current one goes above; entries stay below \
-                                                     */
+#define LINEAGE_MAX_GENERATION                                                   \
+    UINT32_C(0xfffffff0) /* no copy's current one goes above; entries stay below \
+                          */
 
 struct lineage_entry {
     uint32_t generation; /* strictly growing along the list */
@@ -42,8 +54,8 @@ struct lineage {
     uint64_t size; /* of the disk, bytes */
     enum lineage_claim claim;
     uint32_t complete; /* generation of an entry, 0 = nothing */
-    uint32_t reached;  /* PARTIAL: generation of an entry, else 0 */
-    uint64_t cursor;   /* PARTIAL: block */
+    uint32_t reached;  /* PARTIAL, SPLIT: generation of an entry, else 0 */
+    uint64_t cursor;   /* PARTIAL, SPLIT: block */
     size_t count;
     struct lineage_entry *entries;
 };
@@ -72,13 +84,16 @@ int lineage_decode(const void *bytes, size_t size, struct lineage **ret, struct 
 
 /* What the claim says in one word, for people: "owner", "replica", ... */
 const char *lineage_claim_name(enum lineage_claim claim);
+/* May its guest write to such a copy? */
+bool lineage_claim_runs(enum lineage_claim claim);
 const char *lineage_kind_name(enum lineage_kind kind);
 
 /* What the copy described by `theirs` is worth as the base of a transfer of the disk described by `ours`
  * (owner). Blocks < cursor need what is above `reached`, the others what is above `base`. base 0 = send
  * everything. `forked`: their copy has data of its own after `base`; the blocks whose numbers in *their* map
  * are above `base` must be sent too. Mark them in ours first (disk_touch), so that a transfer that is cut
- * short does not forget them. `foreign`: send everything, and onto an empty image. */
+ * short does not forget them. `foreign`: send everything, and onto an empty image; a split copy, which is
+ * nobody's base before it is whole, counts as such. */
 struct lineage_base {
     uint32_t base, reached;
     uint64_t cursor;

@@ -2,6 +2,7 @@
 #include "disk/relocate.h"
 
 #include "base/macro.h"
+#include "disk/split.h"
 
 #include <errno.h>
 #include <string.h>
@@ -30,6 +31,12 @@ struct relocate {
 int relocate_new(struct disk *disk, const struct lineage_base *base, const struct disk_range *fork,
                  size_t fork_count, struct relocate **ret, struct err *err)
 {
+    if (disk_is_split(disk)) {
+        err_set(err, EBUSY, "%llu blocks of %s are still on the host that it came from",
+                (unsigned long long)disk_missing(disk), disk_path(disk));
+        err_hint(err, "move it again when they have come: `orai status` says how far they are");
+        return -EBUSY;
+    }
     struct relocate *relocate = calloc(1, sizeof *relocate);
     struct disk_range *copy = calloc(fork_count + 1, sizeof *copy);
     if (!relocate || !copy) {
@@ -188,6 +195,23 @@ static void cut_at_zero(const uint8_t *data, struct relocate_piece *piece)
     piece->size = MIN(piece->size, block * (size_t)DISK_BLOCK);
 }
 
+int relocate_read(struct disk *disk, const struct disk_run *run, void *data, size_t capacity,
+                  struct relocate_piece *ret, struct err *err)
+{
+    struct relocate_piece piece = {.run = *run};
+    uint64_t offset = run->block * DISK_BLOCK, blocks = MIN(run->count, capacity / DISK_BLOCK);
+    piece.size = MIN(blocks * DISK_BLOCK, disk_size(disk) - offset);
+    int r = disk_read(disk, data, piece.size, offset);
+    if (r < 0)
+        return err_sys(err, r, "cannot read block %llu of %s", (unsigned long long)run->block,
+                       disk_path(disk));
+    cut_at_zero(data, &piece);
+    if (piece.zero)
+        piece.size = 0;
+    *ret = piece;
+    return 0;
+}
+
 int relocate_next(struct relocate *relocate, void *data, size_t capacity, struct relocate_piece *ret,
                   struct err *err)
 {
@@ -200,20 +224,10 @@ int relocate_next(struct relocate *relocate, void *data, size_t capacity, struct
     int r = cut_at_hole(relocate, &piece.run, &hole, err);
     if (r < 0)
         return r;
-    if (hole) {
+    if (hole)
         piece.zero = true;
-    } else {
-        uint64_t offset = piece.run.block * DISK_BLOCK;
-        piece.run.count = MIN(piece.run.count, capacity / DISK_BLOCK);
-        piece.size = bytes_before(relocate, piece.run.block + piece.run.count) - offset;
-        r = disk_read(relocate->disk, data, piece.size, offset);
-        if (r < 0)
-            return err_sys(err, r, "cannot read block %llu of %s", (unsigned long long)piece.run.block,
-                           disk_path(relocate->disk));
-        cut_at_zero(data, &piece);
-    }
-    if (piece.zero)
-        piece.size = 0;
+    else if ((r = relocate_read(relocate->disk, &piece.run, data, capacity, &piece, err)) < 0)
+        return r;
     relocate->next = piece.run.block + piece.run.count;
     *ret = piece;
     return 1;

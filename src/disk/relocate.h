@@ -17,7 +17,7 @@
 struct relocate;
 
 /* `fork` (may be NULL; copied): runs that the destination's fork wrote by itself, ascending; they are sent
- * whatever our map says. */
+ * whatever our map says. -EBUSY while the disk is split: it cannot send what it does not have. */
 int relocate_new(struct disk *disk, const struct lineage_base *base, const struct disk_range *fork,
                  size_t fork_count, struct relocate **ret, struct err *err);
 void relocate_free(struct relocate *relocate);
@@ -32,6 +32,9 @@ struct relocate_piece {
     bool zero;
     size_t size; /* bytes of data; the disk's last block may be short */
 };
+/* The first blocks of `run`, as far as they are alike: all data or all zeroes. */
+int relocate_read(struct disk *disk, const struct disk_run *run, void *data, size_t capacity,
+                  struct relocate_piece *ret, struct err *err);
 /* The round's next piece; data (at most `capacity` bytes, a multiple of DISK_BLOCK) is read into `data`.
  * 1 = a piece, 0 = the round is over, or -errno (-EIO names the block). */
 int relocate_next(struct relocate *relocate, void *data, size_t capacity, struct relocate_piece *ret,

@@ -23,6 +23,7 @@ struct check {
     struct genmap map;
     struct intent intent;
     struct lineage *lineage;
+    struct missing *missing; /* of a split disk */
 };
 
 static int __attribute__((format(printf, 2, 3))) find(struct check *c, const char *format, ...)
@@ -90,6 +91,23 @@ static int open_lineage(struct check *c, struct err *err)
     return note(c, r, err, "the disk cannot be opened for writing");
 }
 
+/* Only a split disk's says anything; what lies beside others is ignored, and goes at the next opening. */
+static int open_missing(struct check *c, struct err *err)
+{
+    char path[PATH_MAX];
+    struct id boot;
+    if (!c->lineage || c->lineage->claim != LINEAGE_SPLIT)
+        return 0;
+    int r = side_path(c->path, SUFFIX_MISSING, path, err);
+    if (r == 0)
+        r = intent_boot(&boot, err);
+    if (r == 0)
+        r = missing_open(path, true, &boot, &c->missing, err);
+    if (r == 0)
+        c->verdict->missing = atomic_load(&c->missing->count);
+    return note(c, r, err, "which blocks are still on another host is not known; the disk cannot be opened");
+}
+
 /* --- what must agree ----------------------------------------------------------------------------------- */
 
 static int check_sizes(struct check *c)
@@ -120,6 +138,9 @@ static int check_identity(struct check *c)
     if (r == 0 && c->lineage && !id_equal(&c->lineage->disk, &map->disk) &&
         !id_equal(&c->lineage->disk, &map->former))
         r = find(c, "the map and the lineage are of two different disks");
+    if (r == 0 && c->missing &&
+        (!id_equal(&c->missing->header.map, &map->map) || !split_fits(c->missing, c->lineage)))
+        r = find(c, "the record of missing blocks is of another hand-over: the disk cannot be opened");
     const struct lineage_entry *newest = c->lineage ? lineage_newest(c->lineage) : NULL;
     if (r == 0 && newest && newest->generation >= map->current)
         r = find(c, "the lineage names generation %u, which the map's current one, %u, does not exceed",
@@ -151,13 +172,18 @@ static bool is_intended(const struct check *c, uint64_t block)
     return c->intent.fd < 0 || (extent < c->intent.extents && intent_next(&c->intent, extent) == extent);
 }
 
-/* Counts the blocks of the chunk that have data but no number. */
+static bool is_missing(const struct check *c, uint64_t block)
+{
+    return c->missing && block < c->missing->blocks && missing_next(c->missing, block, block + 1) == block;
+}
+
+/* Counts the blocks of the chunk that have data but no number; what is not here yet has neither. */
 static uint64_t count_unnamed(const struct check *c, const uint8_t *data, uint64_t size, uint64_t offset)
 {
     uint64_t count = 0;
     for (uint64_t at = 0; at < size; at += DISK_BLOCK) {
         uint64_t block = (offset + at) / DISK_BLOCK;
-        if (genmap_get(&c->map, block) == 0 && !is_intended(c, block))
+        if (genmap_get(&c->map, block) == 0 && !is_intended(c, block) && !is_missing(c, block))
             count += !all_zero(data + at, MIN(DISK_BLOCK, size - at));
     }
     return count;
@@ -200,6 +226,8 @@ static int check(struct check *c, struct err *err)
     if (r == 0)
         r = open_lineage(c, err);
     if (r == 0)
+        r = open_missing(c, err);
+    if (r == 0)
         r = check_sizes(c);
     if (r == 0)
         r = check_identity(c);
@@ -218,6 +246,7 @@ int disk_verify(const char *image, struct disk_verdict *ret, struct err *err)
     struct err local = ERR_NONE;
     int r = check(&c, &local);
     lineage_free(c.lineage);
+    missing_free(c.missing);
     intent_done(&c.intent);
     genmap_done(&c.map);
     image_done(&c.image);

@@ -21,6 +21,7 @@ struct disk_verdict {
     uint64_t size;         /* bytes */
     uint64_t written;      /* blocks with a number */
     uint64_t data_unnamed; /* blocks with data but no number */
+    uint64_t missing;      /* of a split disk: blocks still on another host; not looked at */
     uint32_t current;      /* generation */
     bool clean;            /* closed in order */
 };

@@ -48,7 +48,7 @@ static bool ends_with(const char *text, const char *end)
 /* A kernel or initrd may not be called what Orai calls its own files in the VM's folder. */
 static bool free_name(const char *name)
 {
-    static const char *const own[] = {".raw",  ".map", ".lineage", ".intent",
+    static const char *const own[] = {".raw",  ".map", ".lineage", ".intent", ".missing",
                                       ".json", ".log", ".lock",    ".new"};
     for (size_t i = 0; i < ARRAY_SIZE(own); i++)
         if (ends_with(name, own[i]))
@@ -144,6 +144,15 @@ static int read_processor(const json_t *json, const char *what, struct vm_config
     if (strcmp(config->accel, "auto") != 0 && strcmp(config->accel, "kvm") != 0 &&
         strcmp(config->accel, "tcg") != 0)
         return err_set(err, EINVAL, "%s: \"accel\" must be \"auto\", \"kvm\" or \"tcg\"", what);
+    return 0;
+}
+
+static int read_autostart(const json_t *json, const char *what, struct vm_config *config, struct err *err)
+{
+    const json_t *member = json_object_get(json, "autostart");
+    if (member && !json_is_boolean(member))
+        return err_set(err, EINVAL, "%s: \"autostart\" must be true or false", what);
+    config->autostart = json_is_true(member);
     return 0;
 }
 
@@ -262,10 +271,10 @@ static int read_nics(const json_t *json, const char *what, struct vm_config *con
 
 int vm_config_from_json(const json_t *json, const char *what, struct vm_config *ret, struct err *err)
 {
-    static const char *const keys[] = {"name",   "id",     "memory", "cpus",  "machine", "cpu", "accel",
-                                       "kernel", "initrd", "append", "disks", "nics",    NULL};
+    static const char *const keys[] = {"name",      "id",     "memory", "cpus",   "machine", "cpu",  "accel",
+                                       "autostart", "kernel", "initrd", "append", "disks",   "nics", NULL};
     static int (*const readers[])(const json_t *, const char *, struct vm_config *, struct err *) = {
-        read_identity, read_size, read_processor, read_kernel, read_disks, read_nics,
+        read_identity, read_size, read_processor, read_autostart, read_kernel, read_disks, read_nics,
     };
     _cleanup_free_ struct vm_config *config = calloc(1, sizeof *config);
     if (!config)
@@ -295,11 +304,11 @@ json_t *vm_config_to_json(const struct vm_config *config)
     for (size_t i = 0; i < config->nic_count; i++)
         json_array_append_new(
             nics, json_pack("{s:s, s:s}", "bridge", config->nics[i].bridge, "mac", config->nics[i].mac));
-    return json_pack("{s:s, s:s, s:I, s:i, s:s, s:s, s:s, s:s, s:s, s:s, s:o, s:o}", "name", config->name,
-                     "id", id_format(&config->id, id), "memory", (json_int_t)config->memory, "cpus",
-                     (int)config->cpus, "machine", config->machine, "cpu", config->cpu, "accel",
-                     config->accel, "kernel", config->kernel, "initrd", config->initrd, "append",
-                     config->append, "disks", disks, "nics", nics);
+    return json_pack("{s:s, s:s, s:I, s:i, s:s, s:s, s:s, s:b, s:s, s:s, s:s, s:o, s:o}", "name",
+                     config->name, "id", id_format(&config->id, id), "memory", (json_int_t)config->memory,
+                     "cpus", (int)config->cpus, "machine", config->machine, "cpu", config->cpu, "accel",
+                     config->accel, "autostart", config->autostart, "kernel", config->kernel, "initrd",
+                     config->initrd, "append", config->append, "disks", disks, "nics", nics);
 }
 
 static int config_path(const char *vm_dir, char path[PATH_MAX], struct err *err)

@@ -207,6 +207,13 @@ static void test_a_disk_of_another_size_is_foreign(void **state)
     expect(ours, theirs, (struct lineage_base){.foreign = true});
 }
 
+static void test_a_split_copy_is_nobodys_base(void **state)
+{
+    L ours = history(4, 'a');
+    L theirs = claiming(history(4, 'a'), LINEAGE_SPLIT, 4);
+    expect(ours, theirs, (struct lineage_base){.foreign = true});
+}
+
 static void test_a_replica_whose_entry_was_pruned_falls_back_to_the_base(void **state)
 {
     L ours = history(1, 'a');
@@ -267,6 +274,26 @@ static void test_encoding_and_decoding_gives_the_same(void **state)
     assert_int_equal(size, again_size);
     assert_memory_equal(bytes, again, size);
     assert_string_equal(back->entries[2].host, "host");
+}
+
+static int decode_split(struct lineage *l)
+{
+    L back = NULL;
+    _cleanup_free_ void *bytes = NULL;
+    size_t size;
+    assert_int_equal(lineage_encode(l, &bytes, &size), 0);
+    return lineage_decode(bytes, size, &back, NULL);
+}
+
+static void test_a_split_copys_newest_entry_is_its_hand_over(void **state)
+{
+    L l = claiming(history(3, 'a'), LINEAGE_SPLIT, 4);
+    l->reached = 6;
+    l->cursor = 77;
+    add(l, 9, LINEAGE_HANDOVER, 'a');
+    assert_int_equal(decode_split(l), 0);
+    add(l, 10, LINEAGE_ROUND, 'a');
+    assert_int_equal(decode_split(l), -EBADMSG);
 }
 
 /* Changes `width` bytes at `offset`, mends the hash, expects refusal. */
@@ -344,10 +371,12 @@ int main(void)
         cmocka_unit_test(test_two_hosts_with_the_same_base_image_share_a_replica),
         cmocka_unit_test(test_a_disk_with_nothing_in_common_is_foreign),
         cmocka_unit_test(test_a_disk_of_another_size_is_foreign),
+        cmocka_unit_test(test_a_split_copy_is_nobodys_base),
         cmocka_unit_test(test_a_replica_whose_entry_was_pruned_falls_back_to_the_base),
         cmocka_unit_test(test_rounds_are_pruned_before_hand_overs),
         cmocka_unit_test(test_what_the_claim_names_is_never_pruned),
         cmocka_unit_test(test_generations_must_grow),
+        cmocka_unit_test(test_a_split_copys_newest_entry_is_its_hand_over),
         cmocka_unit_test(test_encoding_and_decoding_gives_the_same),
         cmocka_unit_test(test_hostile_bytes_are_refused),
         cmocka_unit_test(test_a_flipped_bit_or_a_cut_is_noticed),
