@@ -24,6 +24,7 @@ static const struct view view_config = {
                                        {"machine", "Machine"},
                                        {"cpu", "CPU model"},
                                        {"accel", "Accelerator"},
+                                       {"autostart", "Starts with host", COLUMN_BOOL},
                                        {"kernel", "Kernel"},
                                        {"initrd", "Initrd"},
                                        {"append", "Command line"},

@@ -9,9 +9,10 @@
 
 /* Option and its member of the API's VMRequest. */
 static const char *const members[][2] = {
-    {"image", "image"},   {"memory", "memory"},   {"cpus", "cpus"},     {"disk", "disk_size"},
-    {"bridge", "bridge"}, {"mac", "mac"},         {"kernel", "kernel"}, {"initrd", "initrd"},
-    {"append", "append"}, {"machine", "machine"}, {"cpu", "cpu"},       {"accel", "accel"},
+    {"image", "image"},         {"memory", "memory"},   {"cpus", "cpus"},     {"disk", "disk_size"},
+    {"bridge", "bridge"},       {"mac", "mac"},         {"kernel", "kernel"}, {"initrd", "initrd"},
+    {"append", "append"},       {"machine", "machine"}, {"cpu", "cpu"},       {"accel", "accel"},
+    {"autostart", "autostart"},
 };
 
 static int set_config(const struct cli *cli, json_t *body, struct err *err)
@@ -83,6 +84,7 @@ const struct verb verb_create = {
                  .kind = ARG_CHOICE,
                  .value = "auto|kvm|tcg",
                  .help = "How the guest's code is run (default: auto)"},
+                {.name = "autostart", .kind = ARG_FLAG, .help = "Start it whenever its host has booted"},
                 {.name = "config",
                  .kind = ARG_FILE,
                  .value = "FILE",

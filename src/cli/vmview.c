@@ -61,6 +61,7 @@ const struct view view_vm = {
                                        {"machine", "Machine"},
                                        {"cpu", "CPU model"},
                                        {"accel", "Accelerator"},
+                                       {"autostart", "Starts with host", COLUMN_BOOL},
                                        {"qemu_pid", "QEMU process", COLUMN_COUNT},
                                        {"folder", "Folder"},
                                        {0}},

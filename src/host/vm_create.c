@@ -193,7 +193,7 @@ static void set_nics(const json_t *body, json_t *config)
 
 static int build_config(struct host *host, const json_t *body, json_t **ret, struct err *err)
 {
-    static const char *const plain[] = {"memory", "cpus", "append", "machine", "cpu", "accel"};
+    static const char *const plain[] = {"memory", "cpus", "append", "machine", "cpu", "accel", "autostart"};
     const json_t *given = json_object_get(body, "config");
     char id[ID_TEXT_SIZE];
     struct id random = id_random();
@@ -372,9 +372,9 @@ static int open_boot_file(const struct request *request, const char *key, int *r
 
 static int prepare(struct creation *c, const struct request *request, struct err *err)
 {
-    static const char *const members[] = {"name",    "image", "memory", "cpus",   "disk_size",
-                                          "bridge",  "mac",   "kernel", "initrd", "append",
-                                          "machine", "cpu",   "accel",  "config", NULL};
+    static const char *const members[] = {"name",  "image",     "memory", "cpus",   "disk_size", "bridge",
+                                          "mac",   "kernel",    "initrd", "append", "machine",   "cpu",
+                                          "accel", "autostart", "config", NULL};
     const char *name = NULL;
     uint64_t ignored = 0;
     int r = request_body(request, false, members, err);

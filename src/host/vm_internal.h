@@ -41,6 +41,7 @@ struct vm {
     int64_t spawned; /* 0 = not by us */
     unsigned failures;
     bool ended; /* orai-vm said that it will end */
+    bool boot;  /* the host has booted: to be started if its config says so */
 };
 
 struct claim {
@@ -57,6 +58,7 @@ struct vms {
     int wake; /* eventfd: the keeper looks at everything again */
     pthread_t keeper;
     bool running, stop;
+    bool booted; /* the keeper's own: vm_note_boot() has not been called yet */
 };
 
 /* Locked; NULL when there is none. */
@@ -64,3 +66,12 @@ struct vm *vms_find(struct vms *vms, const char *name);
 struct claim *vms_find_claim(struct vms *vms, const char *name);
 void vms_wake(struct vms *vms);
 void *vms_keep(void *arg); /* the thread; arg is the table */
+
+/* --- starting with the host (vm_boot.c) --- */
+
+/* Is this another boot than the one that was noted last? false when nobody can tell. */
+bool vm_host_has_booted(const struct host *host);
+/* Durably: the VMs of this boot have been started. */
+int vm_note_boot(const struct host *host, struct err *err);
+/* Does the VM's config say so? */
+bool vm_starts_with_host(const struct host *host, const char *name);

@@ -119,11 +119,22 @@ static void take_ended(struct vms *vms, struct vm *vm, const json_t *event)
     event_add(vms->host->events, "vm.ended", vm->name, json_pack("{s:s}", "why", why));
 }
 
+/* A VM that was started with the host has come so far that whatever happens now is its own life. */
+static void take_boot(struct vms *vms, struct vm *vm, const char *state)
+{
+    if (!vm->boot || strcmp(state, "starting") == 0)
+        return;
+    vm->boot = false;
+    if (strcmp(state, "running") == 0)
+        set_desired(vms, vm, true);
+}
+
 static void take_event(struct vms *vms, struct vm *vm, const json_t *event)
 {
     const char *what = json_str(event, "event", "");
     if (strcmp(what, "state") == 0) {
         set_state(vms, vm, json_str(event, "state", "unknown"), json_str(event, "reason", NULL));
+        take_boot(vms, vm, json_str(event, "state", "unknown"));
     } else if (strcmp(what, "progress") == 0) {
         take_move(vms, vm, json_object_get(event, "move"));
     } else if (strcmp(what, "moved") == 0) {
@@ -145,6 +156,7 @@ static void take_status(struct vms *vms, struct vm *vm, const json_t *status)
     set_state(vms, vm, state, json_str(status, "reason", NULL));
     if (strcmp(state, "running") == 0)
         set_desired(vms, vm, true);
+    take_boot(vms, vm, state);
     take_move(vms, vm, json_object_get(status, "move"));
 }
 
@@ -158,6 +170,7 @@ static void give_up(struct vms *vms, struct vm *vm, const char *why)
     snprintf(vm->sorrow, sizeof vm->sorrow, "%s", why);
     pthread_mutex_unlock(&vms->lock);
     vm->watch = WATCH_IDLE;
+    vm->boot = false;
     log_error("%s: %s", vm->name, why);
     event_add(vms->host->events, "vm.failed", vm->name, json_pack("{s:s}", "reason", why));
 }
@@ -183,14 +196,20 @@ static void take_crash(struct vms *vms, struct vm *vm)
               json_pack("{s:s, s:s}", "why", "crashed", "reason", why));
 }
 
+/* Leaves vm->boot set only when it is to be started, not resumed. */
 static bool should_resume(struct vms *vms, struct vm *vm, const struct epoch_record *record)
 {
     _cleanup_close_ int pidfd = -1;
+    bool boot = vm->boot;
+    vm->boot = false;
     switch (record->role) {
     case EPOCH_OWNER:
         /* A guest that has just arrived, or is being stopped, is not among the wanted ones, and still must
          * not be left alone. */
         if (vm_qemu(vms->host, vm->name, &pidfd) == 0)
+            return true;
+        vm->boot = boot && vm_starts_with_host(vms->host, vm->name);
+        if (vm->boot)
             return true;
         if (!vm_desired(vms, vm->name))
             return false;
@@ -234,6 +253,7 @@ static void decide(struct vms *vms, struct vm *vm)
     vm->pidfd = -1;
     int r = vm_record(vms->host, vm->name, &record, &err);
     if (r < 0) {
+        vm->boot = false;
         if (r != -ENOENT)
             give_up(vms, vm, err.text);
         return;
@@ -267,12 +287,13 @@ static void resume(struct vms *vms, struct vm *vm)
     vm->failures++;
     vm->ended = false;
     vm->spawned = clock_now();
-    if (vm_spawn(vms->host, vm->name, &(struct vm_mode){.name = "resume"}, &vm->pidfd, &err) < 0) {
+    struct vm_mode mode = {.name = vm->boot ? "start" : "resume"};
+    if (vm_spawn(vms->host, vm->name, &mode, &vm->pidfd, &err) < 0) {
         log_error("%s", err.text);
         decide(vms, vm);
         return;
     }
-    event_add(vms->host->events, "vm.resumed", vm->name, NULL);
+    event_add(vms->host->events, vm->boot ? "vm.autostarted" : "vm.resumed", vm->name, NULL);
     vm->watch = WATCH_CONNECTING;
     vm->due = clock_now();
 }
@@ -446,13 +467,28 @@ static void wait_and_read(struct vms *vms, struct vm *first, struct pollfd *fds)
             read_watch(vms, vm);
 }
 
+/* Once every VM that starts with the host has come up, or will not. */
+static void finish_boot(struct vms *vms, const struct vm *first)
+{
+    struct err err = ERR_NONE;
+    for (; first; first = first->next)
+        if (first->boot)
+            return;
+    vms->booted = false;
+    if (vm_note_boot(vms->host, &err) < 0)
+        log_error("%s: VMs may be started with the host once more", err.text);
+}
+
 void *vms_keep(void *arg)
 {
     struct vms *vms = arg;
     bool stop;
     pthread_mutex_lock(&vms->lock);
-    for (struct vm *vm = vms->first; vm; vm = vm->next)
+    vms->booted = vm_host_has_booted(vms->host);
+    for (struct vm *vm = vms->first; vm; vm = vm->next) {
         vm->watch = WATCH_CONNECTING; /* what runs is found, what should run is started */
+        vm->boot = vms->booted;
+    }
     pthread_mutex_unlock(&vms->lock);
     for (;;) {
         struct vm *first = first_vm(vms, &stop);
@@ -460,6 +496,8 @@ void *vms_keep(void *arg)
             return NULL;
         for (struct vm *vm = first; vm; vm = vm->next)
             step(vms, vm);
+        if (vms->booted)
+            finish_boot(vms, first);
         _cleanup_free_ struct pollfd *fds = calloc(count_vms(first) + 1, sizeof *fds);
         if (!fds) {
             clock_sleep(NSEC_PER_SEC);

@@ -9,6 +9,7 @@
 #include "base/id.h"
 
 #include <jansson.h>
+#include <stdbool.h>
 #include <stdint.h>
 
 #define VM_NAME_SIZE 64
@@ -31,9 +32,10 @@ struct vm_config {
     struct id id;
     uint64_t memory; /* bytes, a multiple of 2 MiB */
     unsigned cpus;
-    char machine[64]; /* versioned, pinned at create: "pc-q35-7.2" */
-    char cpu[256];    /* "x86-64-v2" (portable, the default), "host", "max" or a QEMU -cpu value */
-    char accel[8];    /* "auto", "kvm", "tcg" */
+    char machine[64];            /* versioned, pinned at create: "pc-q35-7.2" */
+    char cpu[256];               /* "x86-64-v2" (portable, the default), "host", "max" or a QEMU -cpu value */
+    char accel[8];               /* "auto", "kvm", "tcg" */
+    bool autostart;              /* when its host has booted */
     char kernel[64], initrd[64]; /* plain names in VM_DIR, or "" */
     char append[2048];
     size_t disk_count, nic_count;
@@ -41,8 +43,8 @@ struct vm_config {
     struct vm_nic nics[VM_MAX_NICS];
 };
 
-/* Checks every member: bounds, names without slashes, MAC syntax, unknown members (typing errors). The JSON may
- * come from a peer. */
+/* Checks every member: bounds, names without slashes, MAC syntax, unknown members (typing errors). The JSON
+ * may come from a peer. */
 int vm_config_from_json(const json_t *json, const char *what, struct vm_config *ret, struct err *err);
 json_t *vm_config_to_json(const struct vm_config *config);
 int vm_config_load(const char *vm_dir, struct vm_config *ret, struct err *err);

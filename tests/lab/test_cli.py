@@ -31,7 +31,7 @@ NOW = "2026-11-20T21:31:37.000Z"
 def vm(name="web1", **members):
     return {"name": name, "id": ID, "state": "running", "desired": "running", "role": "owner", "epoch": 3,
             "forked": False, "peer": None, "reason": None, "qemu_pid": 4711, "memory": 1 << 30, "cpus": 2,
-            "machine": "pc-q35-7.2", "cpu": "x86-64-v2", "accel": "auto",
+            "machine": "pc-q35-7.2", "cpu": "x86-64-v2", "accel": "auto", "autostart": False,
             "disks": [{"file": "disk0.raw", "size": 8 << 30, "image": None, "allocated": 5 << 20, "generation": 7}],
             "nics": [{"bridge": "br0", "mac": "52:54:00:00:00:01"}], "folder": "/var/lib/orai/vms/web1", "move": None,
             **members}

@@ -6,6 +6,7 @@
 
 #include "base/clock.h"
 #include "host/vm_create.h"
+#include "host/vm_internal.h"
 
 #include <sys/stat.h>
 
@@ -56,6 +57,22 @@ static void the_record_says_what_a_resting_vm_is(void **state)
     expect_state(*state, "own", "stopped");
     expect_state(*state, "copy", "replica");
     expect_state(*state, "gone", "committed");
+}
+
+static void a_boot_is_new_until_it_has_been_noted(void **state)
+{
+    struct test_host *t = *state;
+    struct err err;
+    char path[PATH_MAX];
+    static const char other[] = "{\"boot\": \"00000000-0000-0000-0000-000000000000\"}", damaged[] = "{";
+    assert_true(vm_host_has_booted(&t->host));
+    assert_int_equal(vm_note_boot(&t->host, &err), 0);
+    assert_false(vm_host_has_booted(&t->host));
+    snprintf(path, sizeof path, "%s/boot.json", t->dir);
+    assert_int_equal(file_replace(path, other, strlen(other), 0600, &err), 0);
+    assert_true(vm_host_has_booted(&t->host));
+    assert_int_equal(file_replace(path, damaged, strlen(damaged), 0600, &err), 0);
+    assert_true(vm_host_has_booted(&t->host));
 }
 
 static void a_vm_with_a_damaged_record_is_failed_and_not_guessed(void **state)
@@ -375,6 +392,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         HOST_TEST(the_record_says_what_a_resting_vm_is),
+        HOST_TEST(a_boot_is_new_until_it_has_been_noted),
         HOST_TEST(a_vm_with_a_damaged_record_is_failed_and_not_guessed),
         HOST_TEST(names_and_ids_are_taken_once),
         HOST_TEST(vms_are_found_again_after_a_kill),

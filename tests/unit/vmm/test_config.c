@@ -23,6 +23,7 @@ static struct vm_config sample(void)
                               .machine = "pc-q35-7.2",
                               .cpu = "x86-64-v2",
                               .accel = "auto",
+                              .autostart = true,
                               .kernel = "kernel",
                               .initrd = "initrd",
                               .append = "console=ttyS0 root=/dev/vda quiet=\"a b\"",
@@ -85,6 +86,7 @@ static void survives_a_round_trip(void **state)
     assert_memory_equal(&back.id, &config.id, sizeof back.id);
     assert_string_equal(back.append, config.append);
     assert_int_equal(back.memory, 1 * GiB);
+    assert_true(back.autostart);
     assert_string_equal(back.disks[0].file, "disk0.raw");
     assert_string_equal(back.nics[0].bridge, "br0");
 }
@@ -175,6 +177,7 @@ static void what_could_add_qemu_options_is_refused(void **state)
     refused_text("cpu", "host -monitor stdio");
     refused_text("cpu", "-help");
     refused_text("accel", "xen");
+    refused_text("autostart", "yes");
     refused_text("append", "a\nb");
     refused_nic("br0,script=/x", "52:54:00:12:34:56", "bridge");
     refused_nic("br0", "52:54:00:12:34:56,romfile=/x", "mac");
