@@ -12,6 +12,14 @@
  * Requests of one connection are carried out in order, one at a time: a FLUSH covers every write before it
  * without further ado. Other connections have threads of their own.
  *
+ * The exception is a split disk (split.h): a request that needs missing blocks is parked (nbd_park.h), and
+ * the connection goes on with the next. When blocks have come the parked ones are tried again, oldest first;
+ * their replies are out of order, as the protocol allows. All that a batch needs is told to the fetcher
+ * before the first of it is served, so that fetches overlap. A FLUSH owes nothing to a parked write: it has
+ * not been answered. What cannot be parked, a long WRITE or when there is no room, holds up its connection,
+ * where the parked ones are still served. Whatever is parked when the connection ends is dropped unanswered,
+ * on purpose: QEMU asks again on its next connection, while it would give the guest an error that we send.
+ *
  * A client that breaks the protocol loses its connection; one that asks for something impossible gets the
  * specification's error. A client that stops reading its replies, or stops in the middle of a request, holds
  * up its own thread only. While the disk is frozen a write blocks the thread inside disk_write.
@@ -23,6 +31,7 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <poll.h>
 #include <string.h>
 #include <sys/socket.h>
 
@@ -93,19 +102,12 @@ static int write_long(struct nbd_connection *connection, const struct nbd_reques
     return nbd_serve_reply(connection, request, nbd_error_from(error));
 }
 
-static int serve_write(struct nbd_connection *connection, const struct nbd_request *request)
+static int serve_write(struct nbd_connection *connection, const struct nbd_request *request,
+                       const uint8_t *data)
 {
-    struct nbd_channel *channel = &connection->channel;
     bool fua = request->flags & NBD_CMD_FLAG_FUA;
-    connection->tally.writes++;
-    connection->tally.written_bytes += request->length;
-    if (request->length > nbd_channel_pending(channel))
-        return write_long(connection, request);
-    int error = 0;
-    if (request->length > 0)
-        error =
-            disk_write(connection->disk, nbd_channel_data(channel), request->length, request->offset, fua);
-    nbd_channel_consume(channel, request->length);
+    int error =
+        request->length > 0 ? disk_write(connection->disk, data, request->length, request->offset, fua) : 0;
     return nbd_serve_reply(connection, request, nbd_error_from(error));
 }
 
@@ -142,13 +144,16 @@ static int serve_cache(struct nbd_connection *connection, const struct nbd_reque
     return nbd_serve_reply(connection, request, NBD_SUCCESS);
 }
 
-static int dispatch(struct nbd_connection *connection, const struct nbd_request *request)
+/* `data` is the payload of a WRITE that is whole, else NULL. */
+static int dispatch(struct nbd_connection *connection, const struct nbd_request *request, const uint8_t *data)
 {
     switch ((enum nbd_command)request->type) {
     case NBD_CMD_READ:
         return nbd_serve_read(connection, request);
     case NBD_CMD_WRITE:
-        return serve_write(connection, request);
+        connection->tally.writes++;
+        connection->tally.written_bytes += request->length;
+        return data ? serve_write(connection, request, data) : write_long(connection, request);
     case NBD_CMD_FLUSH:
         return serve_flush(connection, request);
     case NBD_CMD_TRIM:
@@ -163,6 +168,92 @@ static int dispatch(struct nbd_connection *connection, const struct nbd_request 
         break;
     }
     return LEAVE;
+}
+
+/* --- requests that wait for missing blocks ------------------------------------------------------------- */
+
+static int retry_parked(struct nbd_connection *connection)
+{
+    struct nbd_parking *parking = &connection->parking;
+    struct nbd_parked *at = NULL, *parked;
+    int r = 0;
+    while (r == 0 && (parked = nbd_parking_take(parking, &at))) {
+        r = dispatch(connection, &parked->request, parked->data);
+        free(parked);
+    }
+    nbd_parking_report(parking);
+    return r;
+}
+
+static void drain_wake(struct nbd_connection *connection)
+{
+    uint64_t count;
+    ssize_t n = read(connection->parking.wake, &count, sizeof count);
+    (void)n; /* EAGAIN: it did not ring */
+}
+
+/* Until the disk rings, and with POLLIN in `events`, until the client sends. Serves what was parked. Returns
+ * 1 when the client has sent. */
+static int wait_for_blocks(struct nbd_connection *connection, short events)
+{
+    int r = nbd_channel_flush(&connection->channel, NULL, 0);
+    struct pollfd pollers[] = {
+        {.fd = connection->parking.wake, .events = POLLIN},
+        {.fd = connection->channel.fd, .events = events | POLLRDHUP},
+    };
+    if (r < 0 || (poll(pollers, ARRAY_SIZE(pollers), -1) < 0 && errno != EINTR))
+        return r < 0 ? r : -errno;
+    if (pollers[1].revents & (POLLRDHUP | POLLHUP | POLLERR) && !(events & POLLIN))
+        return -ESHUTDOWN; /* the server stops, or the client has gone: nobody waits any more */
+    if (pollers[0].revents) {
+        drain_wake(connection);
+        r = retry_parked(connection);
+    }
+    return r < 0 ? r : pollers[1].revents != 0;
+}
+
+/* The request lacks blocks. Returns 1 when it was parked, 0 when it may be carried out now. */
+static int park(struct nbd_connection *connection, const struct nbd_request *request, const uint8_t *data,
+                unsigned told)
+{
+    struct nbd_parking *parking = &connection->parking;
+    int r = nbd_parking_watch(parking);
+    bool may_park = request->type != NBD_CMD_WRITE || (data && request->length <= INLINE_WRITE);
+    if (r == 0 && may_park && nbd_parking_add(parking, request, data, told) == 0)
+        return 1;
+    parking->in_place = clock_now();
+    nbd_parking_report(parking);
+    while (r == 0 && nbd_parking_lacks(parking, request, &told)) {
+        r = wait_for_blocks(connection, 0);
+        /* In the meantime there may be room. */
+        if (r == 0 && may_park && nbd_parking_lacks(parking, request, &told) &&
+            nbd_parking_add(parking, request, data, told) == 0)
+            r = 1;
+    }
+    parking->in_place = 0;
+    nbd_parking_report(parking);
+    return r;
+}
+
+/* --- batches ------------------------------------------------------------------------------------------- */
+
+/* Serves a request whose header has been consumed. */
+static int serve_checked(struct nbd_connection *connection, const struct nbd_request *request)
+{
+    struct nbd_channel *channel = &connection->channel;
+    bool whole = request->type == NBD_CMD_WRITE && request->length <= nbd_channel_pending(channel);
+    const uint8_t *data = whole ? nbd_channel_data(channel) : NULL;
+    unsigned told = connection->announced > 0 ? connection->announced_turn : 0;
+    int r = 0;
+    if (nbd_parking_lacks(&connection->parking, request, &told))
+        r = park(connection, request, data, told);
+    if (r == 0)
+        r = dispatch(connection, request, data);
+    if (r < 0)
+        return r;
+    if (whole)
+        nbd_channel_consume(channel, request->length);
+    return GO_ON;
 }
 
 /* Takes the request at the head of the receive buffer, unless it must wait there for the rest of its payload.
@@ -184,10 +275,44 @@ static int serve_request(struct nbd_connection *connection)
     if (request.type == NBD_CMD_DISC)
         return LEAVE;
     enum nbd_error error = nbd_request_check(&request, &connection->session);
-    if (!error)
-        return dispatch(connection, &request);
-    int r = payload ? nbd_channel_discard(channel, request.length) : 0;
-    return r < 0 ? r : nbd_serve_reply(connection, &request, error);
+    int r;
+    if (!error) {
+        r = serve_checked(connection, &request);
+    } else {
+        r = payload ? nbd_channel_discard(channel, request.length) : 0;
+        r = r < 0 ? r : nbd_serve_reply(connection, &request, error);
+    }
+    connection->announced -= connection->announced > 0;
+    return r;
+}
+
+/* Steps over the request at *at; false where there is none that is whole, but for its payload. */
+static bool next_request(const uint8_t **at, size_t *left, struct nbd_request *ret)
+{
+    if (*left < NBD_REQUEST_SIZE || !nbd_request_parse(*at, ret))
+        return false;
+    size_t size = NBD_REQUEST_SIZE + (ret->type == NBD_CMD_WRITE ? (size_t)ret->length : 0);
+    size = MIN(size, *left);
+    *at += size;
+    *left -= size;
+    return true;
+}
+
+/* Tells the fetcher what all requests in the receive buffer lack. One alone does as well by itself. */
+static void announce_batch(struct nbd_connection *connection)
+{
+    const uint8_t *at = nbd_channel_data(&connection->channel);
+    size_t left = nbd_channel_pending(&connection->channel);
+    struct nbd_request request;
+    connection->announced = connection->announced_turn = 0;
+    if (!disk_is_split(connection->disk) || left < (size_t)2 * NBD_REQUEST_SIZE)
+        return;
+    for (; next_request(&at, &left, &request); connection->announced++) {
+        unsigned told = 0;
+        if (nbd_request_check(&request, &connection->session) == NBD_SUCCESS &&
+            nbd_parking_lacks(&connection->parking, &request, &told) && connection->announced_turn == 0)
+            connection->announced_turn = told;
+    }
 }
 
 /* Declares the writes that wait in the receive buffer, so that they share one intent record. */
@@ -198,15 +323,10 @@ static void intend_batch(struct nbd_connection *connection)
     const uint8_t *at = nbd_channel_data(&connection->channel);
     size_t left = nbd_channel_pending(&connection->channel);
     struct nbd_request request;
-    while (count < INTEND_MAX && left >= NBD_REQUEST_SIZE && nbd_request_parse(at, &request)) {
-        size_t size = NBD_REQUEST_SIZE + (request.type == NBD_CMD_WRITE ? (size_t)request.length : 0);
+    while (count < INTEND_MAX && next_request(&at, &left, &request)) {
         if (nbd_request_modifies(&request) && request.length > 0 &&
             nbd_request_check(&request, &connection->session) == NBD_SUCCESS)
             ranges[count++] = (struct disk_range){request.offset, request.length};
-        if (size > left)
-            break;
-        at += size;
-        left -= size;
     }
     /* One alone does as well by itself. An error comes back with the writes, which try again. */
     if (count > 1)
@@ -229,6 +349,7 @@ static void publish_tally(struct nbd_connection *connection)
 
 static int serve_batch(struct nbd_connection *connection)
 {
+    announce_batch(connection);
     if (!connection->session.read_only)
         intend_batch(connection);
     int r;
@@ -248,7 +369,9 @@ static int transmit(struct nbd_connection *connection)
         int r = serve_batch(connection);
         if (r != NOT_WHOLE)
             return MIN(r, 0);
-        r = nbd_channel_fill(&connection->channel, nbd_channel_pending(&connection->channel) + 1);
+        r = connection->parking.count > 0 ? wait_for_blocks(connection, POLLIN) : 1;
+        if (r > 0)
+            r = nbd_channel_fill(&connection->channel, nbd_channel_pending(&connection->channel) + 1);
         if (r < 0)
             return r == -EPIPE ? 0 : r;
     }
@@ -274,6 +397,10 @@ int nbd_connection_serve(struct disk *disk, const struct nbd_export *export, int
     int r = nbd_channel_init(&connection.channel, fd);
     if (r < 0)
         return r;
+    if ((r = nbd_parking_init(&connection.parking, disk)) < 0) {
+        nbd_channel_done(&connection.channel);
+        return r;
+    }
     connection.channel.deadline = clock_now() + handshake_msec * NSEC_PER_MSEC;
     r = negotiate(&connection, export);
     if (r == 0) {
@@ -281,6 +408,7 @@ int nbd_connection_serve(struct disk *disk, const struct nbd_export *export, int
         prepare_long_reads(&connection, export);
         r = transmit(&connection);
     }
+    nbd_parking_done(&connection.parking);
     close_cleanup(&connection.pipe[0]);
     close_cleanup(&connection.pipe[1]);
     nbd_channel_done(&connection.channel);

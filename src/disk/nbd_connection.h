@@ -8,6 +8,7 @@
 #include "disk/nbd.h"
 #include "disk/nbd_channel.h"
 #include "disk/nbd_handshake.h"
+#include "disk/nbd_park.h"
 #include "disk/nbd_request.h"
 
 #include <stdint.h>
@@ -19,6 +20,9 @@ struct nbd_connection {
     struct disk *disk;
     struct nbd_session session;
     struct nbd_channel channel;
+    struct nbd_parking parking;
+    unsigned announced;            /* so many of the next requests have been told to the fetcher, */
+    unsigned announced_turn;       /* in this turn of disk_ready */
     int pipe[2];                   /* for long reads; -1 = none, then they are copied */
     struct nbd_statistics *totals; /* the server's, added to with atomic operations */
     struct nbd_statistics tally;   /* ours, not yet among the totals */

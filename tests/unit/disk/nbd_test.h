@@ -1,10 +1,11 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * nbd_test: bytes of the NBD protocol, for the tests of its server.
+ * nbd_test: bytes of the NBD protocol, for the tests of its server, and the beginnings of a client.
  */
 #pragma once
 
 #include "base/endian.h"
+#include "base/file.h"
 #include "disk/nbd_protocol.h"
 
 #include <setjmp.h>
@@ -74,4 +75,38 @@ static inline void add_request(struct bytes *bytes, uint16_t flags, uint16_t typ
     add64(bytes, cookie);
     add64(bytes, offset);
     add32(bytes, length);
+}
+
+static inline void post(int fd, const void *data, size_t size)
+{
+    assert_int_equal(file_write_full(fd, data, size), 0);
+}
+
+static inline void get(int fd, void *data, size_t size)
+{
+    assert_int_equal(file_read_full(fd, data, size), 0);
+}
+
+static inline void say_hello(int fd)
+{
+    uint8_t greeting[18], flags[4] = {0, 0, 0, NBD_FLAG_FIXED_NEWSTYLE | NBD_FLAG_NO_ZEROES};
+    get(fd, greeting, sizeof greeting);
+    post(fd, flags, sizeof flags);
+}
+
+static inline void request(int fd, uint16_t type, uint16_t flags, uint64_t cookie, uint64_t offset,
+                           uint32_t length)
+{
+    struct bytes message = {0};
+    add_request(&message, flags, type, cookie, offset, length);
+    post(fd, message.at, message.size);
+}
+
+static inline uint32_t simple_reply(int fd, uint64_t cookie)
+{
+    uint8_t reply[16];
+    get(fd, reply, sizeof reply);
+    assert_int_equal(get_be32(reply), NBD_SIMPLE_REPLY_MAGIC);
+    assert_int_equal(get_be64(reply + 8), cookie);
+    return get_be32(reply + 4);
 }

@@ -65,23 +65,6 @@ static int dial(struct fixture *f)
     return fd;
 }
 
-static void post(int fd, const void *data, size_t size)
-{
-    assert_int_equal(file_write_full(fd, data, size), 0);
-}
-
-static void get(int fd, void *data, size_t size)
-{
-    assert_int_equal(file_read_full(fd, data, size), 0);
-}
-
-static void say_hello(int fd)
-{
-    uint8_t greeting[18], flags[4] = {0, 0, 0, NBD_FLAG_FIXED_NEWSTYLE | NBD_FLAG_NO_ZEROES};
-    get(fd, greeting, sizeof greeting);
-    post(fd, flags, sizeof flags);
-}
-
 /* EXPORT_NAME: simple replies. */
 static int connect_simple(struct fixture *f)
 {
@@ -123,22 +106,6 @@ static int connect_structured(struct fixture *f)
     for (int i = 0; i < 3; i++)
         take_option_replies(fd);
     return fd;
-}
-
-static void request(int fd, uint16_t type, uint16_t flags, uint64_t cookie, uint64_t offset, uint32_t length)
-{
-    struct bytes message = {0};
-    add_request(&message, flags, type, cookie, offset, length);
-    post(fd, message.at, message.size);
-}
-
-static uint32_t simple_reply(int fd, uint64_t cookie)
-{
-    uint8_t reply[16];
-    get(fd, reply, sizeof reply);
-    assert_int_equal(get_be32(reply), NBD_SIMPLE_REPLY_MAGIC);
-    assert_int_equal(get_be64(reply + 8), cookie);
-    return get_be32(reply + 4);
 }
 
 static uint32_t call(int fd, uint16_t type, uint16_t flags, uint64_t offset, uint32_t length)
