@@ -79,24 +79,33 @@ static int make_folder(struct host *host, const struct request *request, const s
     return r;
 }
 
-/* An earlier try that the same peer has given up: its orai-vm still waits. */
+static bool ends_soon(int pidfd)
+{
+    struct pollfd p = {.fd = pidfd, .events = POLLIN};
+    return poll(&p, 1, YIELD_MSEC) == 1;
+}
+
+/* An earlier try that the same peer has given up: its orai-vm still waits. Or the one that has just sent the
+ * VM away, and is about to end. */
 static int end_earlier_try(struct host *host, const struct request *request, const struct arriving *a,
                            int pidfd, struct err *err)
 {
     struct epoch_record record;
     _cleanup_json_ json_t *status = NULL;
-    struct pollfd p = {.fd = pidfd, .events = POLLIN};
     int r = vm_record(host, a->name, &record, err);
-    if (r == 0)
-        r = vm_ask(host, a->name, json_pack("{s:s}", "do", "status"), VM_ASK_MSEC, &status, err);
     if (r < 0)
         return r;
+    if (record.role == EPOCH_REPLICA && ends_soon(pidfd))
+        return 0;
+    r = vm_ask(host, a->name, json_pack("{s:s}", "do", "status"), VM_ASK_MSEC, &status, err);
+    if (r < 0)
+        return ends_soon(pidfd) ? 0 : r;
     if (strcmp(json_str(status, "state", ""), "arriving") != 0)
         return err_set(err, EBUSY, "\"%s\" is %s here", a->name, json_str(status, "state", "unknown"));
     if (!fingerprint_equal(&record.peer.fingerprint, &request->key))
         return err_set(err, EBUSY, "\"%s\" is arriving here from \"%s\"", a->name, record.peer.name);
     r = vm_ask(host, a->name, json_pack("{s:s}", "do", "cancel"), VM_ASK_MSEC, NULL, err);
-    if (r == 0 && poll(&p, 1, YIELD_MSEC) != 1)
+    if (r == 0 && !ends_soon(pidfd))
         r = err_set(err, EBUSY, "an earlier move of \"%s\" to here is still being cleaned up", a->name);
     return r;
 }
