@@ -40,7 +40,7 @@ class BootedHost(Host):
                                               stdin=subprocess.DEVNULL, stdout=log, stderr=log)
         self.wait_booted()
         options = f"--name {self.name} --listen {self.address} --advertise {self.address} --faults"
-        self.file("etc/default/oraid").write_text(f'ORAID_OPTIONS="{options}"\n')
+        self.file("etc/default/oraid").write_text(f'ORAID_OPTIONS="{options}"\nORAI_STOP_SECONDS=3\n')
         self.run("dpkg", "--no-triggers", "--install", self.package)
         wait_until(self.is_up, 20, f"oraid of {self.name} serves its API:\n{self.log()}")
 

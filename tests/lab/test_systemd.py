@@ -5,6 +5,7 @@ ORAI_DEB names the package; without it one is built from the tracked files as th
 
 import os
 import subprocess
+import time
 from pathlib import Path
 
 import pytest
@@ -51,7 +52,9 @@ def kill_the_main_process(host):
 
 def test_the_package_brings_a_unit_that_runs_and_users(booted):
     host = booted.s
-    assert host.unit("ActiveState") == "active" and host.unit("UnitFileState") == "enabled"
+    for unit in ("oraid", "orai-guests"):
+        assert host.run("systemctl", "is-active", unit) == "active"
+        assert host.run("systemctl", "is-enabled", unit) == "enabled"
     assert host.run("getent", "group", "orai").startswith("orai:")
     assert host.run("id", "--name", "--groups", "orai-qemu").split()[-1] == "kvm"
     assert host.failed_units() == []
@@ -83,6 +86,42 @@ def test_whatever_is_done_to_the_unit_the_vms_go_on(booted, guests):
     assert host.vm_state(guest.name) == "stopped" and host.pid_of("qemu", guest.name) is None
     guest.check_records(host, last["durable"], last["written"])
     assert host.failed_units() == []
+
+
+def plain_vm(host, name, *options):
+    """A VM whose firmware finds nothing to boot: it runs, idles, and does not react to its power button."""
+    host.orai("create", name, "--memory", "64M", "--disk", "1M", *options)
+
+
+def states(host):
+    return {vm["name"]: vm["state"] for vm in host.orai("list", json=True)}
+
+
+def test_after_a_boot_the_vms_that_start_with_their_host_run_and_no_others(booted, guests):
+    host = booted.s
+    guest = guests(booted, host, options=["--autostart"])
+    for name, options in {"rests": ["--autostart"], "ran": [], "off": []}.items():
+        plain_vm(host, name, *options)
+    host.orai("start", "ran")
+    plain_vm(booted.b, "away", "--autostart")
+    booted.b.orai("start", "away")
+    booted.b.orai("move", "away", "s")
+    host.orai("move", "away", "b")
+
+    boot_before = guest.boot
+    began = time.monotonic()
+    host.reboot()
+    assert time.monotonic() - began < 30, "guests were shut down, or switched off, in time"
+    expected = {"web1": "running", "rests": "running", "ran": "stopped", "off": "stopped", "away": "replica"}
+    wait_until(lambda: states(host) == expected, 30, f"{expected} after the boot")
+    guest.meet()
+    assert guest.boot != boot_before and guest.status()["disk_errors"] == 0
+    assert booted.b.vm_state("away") == "running"
+
+    host.orai("kill", "rests")
+    restart(host)
+    wait_until(host.is_up, 20, "oraid serves its API again")
+    assert states(host) == {**expected, "rests": "stopped"}, "only a boot starts them"
 
 
 def test_a_vm_moves_to_and_from_a_host_that_systemd_runs(booted, guests):

@@ -131,7 +131,7 @@ class Datagrams:
 
 class TinyGuest:
     def __init__(self, lab, host, name="web1", image=None, disk="256M", memory="96M", region=64 * MIB, pattern=16,
-                 dirty=2, rate=100, start=True):
+                 dirty=2, rate=100, start=True, options=()):
         ensure_tiny()
         self.lab, self.name, self.region = lab, name, region
         self.pulse = None
@@ -139,7 +139,7 @@ class TinyGuest:
         append = (f"console=ttyS0 quiet pulse.ip={GUEST}/24 pulse.gw={CLIENT} pulse.mem={pattern} pulse.dirty={dirty} "
                   f"pulse.rate={rate} pulse.sync=64 pulse.region={region} pulse.udp={CLIENT}:{UDP_PORT}")
         host.orai("create", name, "--memory", memory, "--disk", disk, "--bridge", "br0", "--kernel", CACHE / "vmlinuz",
-                  "--initrd", CACHE / "tiny.cpio.gz", "--append", append, *(["--image", image] if image else []))
+                  "--initrd", CACHE / "tiny.cpio.gz", "--append", append, *(["--image", image] if image else []), *options)
         if start:
             self.start(host)
 
