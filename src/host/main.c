@@ -120,7 +120,7 @@ static int open_state(struct host *host, struct err *err)
 
 static int open_threads(struct host *host, struct err *err)
 {
-    host->qemu = qemu_facts_new(host->options.qemu);
+    host->qemu = qemu_facts_new(host->options.qemu, host->options.state_dir);
     if (!host->qemu || client_open() < 0)
         return err_set(err, ENOMEM, "out of memory");
     int r = pool_new("request", REQUEST_THREADS, MAX_WAITING, &host->requests, err);

@@ -104,5 +104,7 @@ void arrival_close_links(struct arrival *arrival);
 int arrival_refuse(struct arrival *arrival, struct err *err);
 /* Takes the source's new connection in place of the broken one. false: there is none. */
 bool arrival_take_connection(struct arrival *arrival);
-/* arrival_prepare.c: 0, or why this VM cannot come here. */
+/* arrival_check.c: 0, or why this VM cannot come here. */
 int arrival_check(const struct arrival *arrival, const json_t *prepare, struct err *err);
+/* Asks QEMU what arrival_check will want to know, while the source is still on its way. */
+void arrival_warm_up(const struct arrival *arrival);

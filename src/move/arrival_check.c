@@ -5,6 +5,7 @@
 #include "move/arrival.h"
 
 #include <errno.h>
+#include <limits.h>
 #include <net/if.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -29,10 +30,24 @@ static int check_role(const struct arrival *arrival, struct err *err)
     return 0;
 }
 
+static int ask_qemu(const struct arrival *arrival, struct qemu_host *ret, struct err *err)
+{
+    char cache[PATH_MAX];
+    qemu_cache_path(arrival->host->state_dir, cache);
+    return qemu_probe_cached(arrival->host->env.binary, cache, ret, err);
+}
+
+void arrival_warm_up(const struct arrival *arrival)
+{
+    struct qemu_host host = {0};
+    if (ask_qemu(arrival, &host, NULL) == 0)
+        qemu_host_done(&host);
+}
+
 static int check_qemu(const struct arrival *arrival, struct err *err)
 {
     struct qemu_host host = {0};
-    int r = qemu_probe(arrival->host->env.binary, &host, err);
+    int r = ask_qemu(arrival, &host, err);
     if (r < 0)
         return err_context(err, "QEMU cannot be asked what it can do");
     const struct vm_config *config = &arrival->config;

@@ -449,6 +449,7 @@ static int prepare(struct arrival *arrival, struct incoming_file files[2], struc
 int arrival_prepare(struct arrival *arrival, struct err *err)
 {
     struct incoming_file files[2] = {{.name = "", .fd = -1}, {.name = "", .fd = -1}};
+    arrival_warm_up(arrival);
     int r = wait_control(arrival, err);
     if (r == 0)
         r = prepare(arrival, files, err);

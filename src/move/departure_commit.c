@@ -157,7 +157,7 @@ int departure_commit(struct departure *departure, struct err *err)
 
 static int become_replica(struct departure *departure, struct err *err)
 {
-    int r = machine_qemu(departure->machine) ? machine_stop(departure->machine, 2000, err) : 0;
+    int r = machine_qemu(departure->machine) ? machine_stop(departure->machine, 0, err) : 0;
     for (size_t i = 0; r == 0 && i < departure_disks(departure); i++) {
         struct disk *disk = machine_disk(departure->machine, i);
         _cleanup_(lineage_freep) struct lineage *lineage = NULL;

@@ -30,7 +30,7 @@
 #define DISK_PATH_RATE (400e6)
 #define MEMORY_PATH_RATE (300e6)
 #define SCAN_RATE (6e9)    /* zero pages are only looked at */
-#define FIXED_SECONDS 0.5  /* QEMU's start at the destination, hand-shakes */
+#define START_SECONDS 0.25 /* what a dry run leaves out: kernel and initrd, QEMU's start, connections */
 #define ROUNDS_SECONDS 0.3 /* sealing generations, making rounds durable, the switch */
 #define FIXED_BLACKOUT_MS 45
 
@@ -229,9 +229,10 @@ void plan_predict(struct departure *departure)
         prediction->disk_bytes += prediction->disks[i].bytes;
     }
     departure->used_memory = used_memory(departure);
-    departure->prepared =
-        departure->options.dry_run ? FIXED_SECONDS : (double)(clock_now() - departure->began) / NSEC_PER_SEC;
-    if (departure->options.dry_run)
+    departure->prepared = (double)(clock_now() - departure->began) / NSEC_PER_SEC;
+    if (departure->options.dry_run) {
+        departure->prepared += START_SECONDS * busy_factor();
         wait_dirty_rate(departure);
+    }
     model(departure);
 }

@@ -9,6 +9,7 @@
 #include "vmm/config.h"
 #include "vmm/qmp.h"
 
+#include <limits.h>
 #include <stdbool.h>
 #include <sys/types.h>
 
@@ -91,4 +92,7 @@ struct qemu_host {
     json_t *machines;  /* list of versioned q35 and i440fx names, newest first */
 };
 int qemu_probe(const char *binary, struct qemu_host *ret, struct err *err);
+/* The same without starting QEMU when the file `cache` has its answer already, else it is kept there. */
+void qemu_cache_path(const char *state_dir, char ret[PATH_MAX]);
+int qemu_probe_cached(const char *binary, const char *cache, struct qemu_host *ret, struct err *err);
 void qemu_host_done(struct qemu_host *host);

@@ -59,7 +59,7 @@ static inline void test_host_open(struct test_host *t)
     assert_int_equal(images_open(&t->host, &err), 0);
     assert_int_equal(vms_new(&t->host, &t->host.vms, &err), 0);
     assert_int_equal(pool_new("job", 2, 16, &t->host.jobs, &err), 0);
-    assert_non_null(t->host.qemu = qemu_facts_new("no-such-qemu"));
+    assert_non_null(t->host.qemu = qemu_facts_new("no-such-qemu", "/nonexistent"));
 }
 
 static inline void test_host_close(struct test_host *t)

@@ -5,8 +5,8 @@
 #include "base/macro.h"
 
 #include <errno.h>
-#include <stdarg.h>
 #include <setjmp.h>
+#include <stdarg.h>
 #include <string.h>
 #include <sys/mman.h>
 
@@ -52,6 +52,22 @@ static size_t compare_all(int source, int destination, uint64_t *ret_first)
     ram_view_close(&from);
     compare_done(&compare);
     return count;
+}
+
+static void test_a_view_is_filled_piece_by_piece(void **state)
+{
+    (void)state;
+    _cleanup_close_ int ram = make_ram();
+    struct ram_view view;
+    assert_int_equal(ram_view_open(&view, ram, RAM, NULL), 0);
+    uint64_t last = 0;
+    while (ram_view_populate(&view)) {
+        assert_true(view.populated > last && view.populated < PAGES);
+        last = view.populated;
+    }
+    assert_int_equal(view.populated, PAGES);
+    assert_false(ram_view_populate(&view));
+    ram_view_close(&view);
 }
 
 static void test_equal_memories_differ_nowhere(void **state)
@@ -124,6 +140,7 @@ static void test_hashes_out_of_order_or_range_are_refused(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_a_view_is_filled_piece_by_piece),
         cmocka_unit_test(test_equal_memories_differ_nowhere),
         cmocka_unit_test(test_a_lost_write_is_found),
         cmocka_unit_test(test_what_the_source_never_wrote_must_be_zero),
