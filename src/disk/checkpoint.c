@@ -122,6 +122,7 @@ static void *run(void *arg)
     struct disk *disk = arg;
     while (next_interval(disk)) {
         struct missing *split = atomic_load(&disk->split);
+        heat_age(&disk->heat, clock_now());
         if (intent_next(&disk->intent, 0) < disk->intent.extents || (split && missing_has_changed(split)))
             (void)disk_checkpoint(disk); /* a failure meets the guest at its next flush */
         else if (atomic_load(&disk->map->touched) > 0)

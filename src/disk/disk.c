@@ -219,6 +219,7 @@ static void free_disk(struct disk *disk)
     lineage_free(disk->lineage);
     image_done(&disk->image);
     split_free(disk);
+    heat_done(&disk->heat);
     waiting_done(&disk->waiting);
     pthread_mutex_destroy(&disk->stop_lock);
     pthread_mutex_destroy(&disk->lineage_lock);
@@ -249,6 +250,7 @@ int disk_open(const char *image, unsigned flags, struct disk **ret, struct err *
         r = split_load(disk, err);
     if (r < 0)
         return r;
+    heat_init(&disk->heat, disk->map->blocks);
     enum lineage_claim claim = disk->lineage->claim;
     atomic_store(&disk->writable, !disk->read_only && lineage_claim_runs(claim));
     if (flags & DISK_FROZEN)

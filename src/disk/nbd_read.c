@@ -10,6 +10,7 @@
  * A simple reply, or a structured one that must not be fragmented, says "success" before its data: there the
  * whole READ is read first, for as long as it takes into memory of its own when the send buffer is too small.
  */
+#include "disk/heat.h"
 #include "disk/nbd_connection.h"
 
 #include <errno.h>
@@ -231,6 +232,7 @@ int nbd_serve_read(struct nbd_connection *connection, const struct nbd_request *
         return nbd_serve_reply(connection, request, NBD_SUCCESS);
     connection->tally.reads++;
     connection->tally.read_bytes += request->length;
+    disk_heat(connection->disk, request->length, request->offset);
     if (connection->session.structured && !(request->flags & NBD_CMD_FLAG_DF))
         return read_chunks(connection, request);
     return read_whole(connection, request);

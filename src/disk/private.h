@@ -9,12 +9,14 @@
  *   checkpoint.c  making image and map durable, clearing intents
  *   split.c       a disk whose newest data is partly on another host
  *   wait.c        who needs its missing blocks
+ *   heat.c        what is read most
  */
 #pragma once
 
 #include "disk/disk.h"
 #include "disk/gate.h"
 #include "disk/genmap.h"
+#include "disk/heat.h"
 #include "disk/image.h"
 #include "disk/intent.h"
 #include "disk/missing.h"
@@ -42,6 +44,7 @@ struct disk {
     struct missing *expected;        /* of a PARTIAL copy that may become split; of control */
     struct missing *former;          /* of control */
     struct waiting waiting;
+    struct heat heat;
 
     /* Lock order: control, then lineage_lock. No write of the data path ever takes either, so that control
      * may be held while the map or the lineage is made durable and while writes are waited for. */

@@ -78,7 +78,7 @@ static inline void fetch(struct disk *disk, uint64_t block, uint64_t count)
     free(data);
 }
 
-static inline int put(struct disk *disk, uint64_t size, uint64_t offset)
+static inline int write_w(struct disk *disk, uint64_t size, uint64_t offset)
 {
     char *data = malloc(size);
     memset(data, 'w', size);

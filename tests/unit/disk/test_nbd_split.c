@@ -3,6 +3,7 @@
  * The NBD server over a split disk: what needs missing blocks is parked, and the rest goes on.
  */
 #include "base/clock.h"
+#include "disk/heat.h"
 #include "disk/nbd.h"
 #include "disk/nbd_park.h"
 #include "nbd_test.h"
@@ -161,7 +162,7 @@ static void later_requests_overtake_it(void **state)
     take_block(fd, 2, 'o');
     request(fd, NBD_CMD_FLUSH, 0, 3, 0, 0);
     assert_int_equal(simple_reply(fd, 3), 0);
-    assert_int_equal(put(disk, DISK_BLOCK, MISSING_FROM * DISK_BLOCK), 0); /* on another connection, say */
+    assert_int_equal(write_w(disk, DISK_BLOCK, MISSING_FROM * DISK_BLOCK), 0); /* on another connection, say */
     take_block(fd, 1, 'w');
     wait_until_parked(false);
     close(fd);
@@ -405,6 +406,23 @@ static void it_is_known_since_when_the_guest_waits(void **state)
     close(fd);
 }
 
+static void reads_make_their_extents_hot(void **state)
+{
+    uint32_t hot[16];
+    static char data[MiB];
+    int fd = connect_structured();
+    request(fd, NBD_CMD_READ, 0, 1, 7 * MiB, DISK_BLOCK);
+    take_chunks(fd, 7 * MiB, DISK_BLOCK, data);
+    for (unsigned i = 0; i < 3; i++) { /* from the page cache to the socket */
+        request(fd, NBD_CMD_READ, 0, 2, MiB, MiB);
+        take_chunks(fd, MiB, MiB, data);
+    }
+    assert_int_equal(disk_hottest(disk, hot, 16), 2);
+    assert_int_equal(hot[0], 1);
+    assert_int_equal(hot[1], 7);
+    close(fd);
+}
+
 /* A fetcher that lags behind, several clients that read everything twice. */
 static void *fetch_what_is_missing(void *arg)
 {
@@ -473,6 +491,7 @@ int main(void)
         TEST(a_client_that_goes_leaves_nothing_waiting),
         TEST(what_waits_is_told_to_a_new_fetcher),
         TEST(it_is_known_since_when_the_guest_waits),
+        TEST(reads_make_their_extents_hot),
         TEST(no_wake_up_is_lost_between_many),
     };
     return cmocka_run_group_tests_name("NBD, split disk", tests, NULL, NULL);

@@ -93,9 +93,9 @@ static void test_missing_blocks_count_as_data(void **state)
 static void test_a_write_of_whole_blocks_never_waits(void **state)
 {
     struct disk *disk = some_disk();
-    assert_int_equal(put(disk, 2 * MiB, DISK_BLOCK), 0);
+    assert_int_equal(write_w(disk, 2 * MiB, DISK_BLOCK), 0);
     assert_int_equal(look(disk, 2 * MiB, DISK_BLOCK), 'w');
-    assert_int_equal(put(disk, 512, LAST * DISK_BLOCK), 0); /* the short one */
+    assert_int_equal(write_w(disk, 512, LAST * DISK_BLOCK), 0); /* the short one */
     assert_int_equal(disk_missing(disk), 0);
     close_disk(disk);
 }
@@ -103,7 +103,7 @@ static void test_a_write_of_whole_blocks_never_waits(void **state)
 static void test_fetched_data_never_overwrites_a_write(void **state)
 {
     struct disk *disk = some_disk();
-    assert_int_equal(put(disk, DISK_BLOCK, (FIRST + 3) * DISK_BLOCK), 0);
+    assert_int_equal(write_w(disk, DISK_BLOCK, (FIRST + 3) * DISK_BLOCK), 0);
     uint32_t number = number_at(disk, FIRST + 3);
     fetch(disk, FIRST, 8);
     assert_int_equal(look_at(disk, FIRST + 2), 'f');
@@ -122,17 +122,17 @@ static void test_a_write_of_part_of_a_missing_block_waits_and_does_nothing(void 
     struct disk *disk = some_disk();
     struct demands demands = {0};
     disk_on_demand(disk, note_demand, &demands);
-    assert_int_equal(put(disk, 4 * DISK_BLOCK, FIRST * DISK_BLOCK + 512), -EAGAIN);
+    assert_int_equal(write_w(disk, 4 * DISK_BLOCK, FIRST * DISK_BLOCK + 512), -EAGAIN);
     assert_int_equal(demands.count, 2);
     assert_int_equal(demands.last[0].block, FIRST);
     assert_int_equal(demands.last[1].block, FIRST + 4);
-    assert_int_equal(put(disk, 512, FIRST * DISK_BLOCK), -EAGAIN);
-    assert_int_equal(put(disk, 100, (FIRST + 9) * DISK_BLOCK + 7), -EAGAIN);
+    assert_int_equal(write_w(disk, 512, FIRST * DISK_BLOCK), -EAGAIN);
+    assert_int_equal(write_w(disk, 100, (FIRST + 9) * DISK_BLOCK + 7), -EAGAIN);
     assert_int_equal(disk_missing(disk), EXTENT + 1);
     assert_int_equal(number_at(disk, FIRST + 1), 3);
     fetch(disk, FIRST, 1);
     fetch(disk, FIRST + 4, 1);
-    assert_int_equal(put(disk, 4 * DISK_BLOCK, FIRST * DISK_BLOCK + 512), 0);
+    assert_int_equal(write_w(disk, 4 * DISK_BLOCK, FIRST * DISK_BLOCK + 512), 0);
     assert_int_equal(look(disk, 512, FIRST * DISK_BLOCK), 'f');
     assert_int_equal(look(disk, 4 * DISK_BLOCK, FIRST * DISK_BLOCK + 512), 'w');
     assert_int_equal(look(disk, DISK_BLOCK - 512, (FIRST + 4) * DISK_BLOCK + 512), 'f');
@@ -308,7 +308,7 @@ static void test_closing_and_opening_changes_nothing(void **state)
 {
     struct disk *disk = some_disk();
     fetch(disk, FIRST, 3);
-    assert_int_equal(put(disk, DISK_BLOCK, (FIRST + 7) * DISK_BLOCK), 0);
+    assert_int_equal(write_w(disk, DISK_BLOCK, (FIRST + 7) * DISK_BLOCK), 0);
     close_disk(disk);
     boot++;
     disk = open_disk(in_folder("d"), 0);
@@ -456,7 +456,7 @@ static void test_what_is_expected_outlives_a_stop(void **state)
     become_split(disk);
     assert_false(disk_may_split(disk));
     assert_int_equal(disk_missing(disk), EXTENT + 1);
-    assert_int_equal(put(disk, DISK_BLOCK, 0), 0);
+    assert_int_equal(write_w(disk, DISK_BLOCK, 0), 0);
     close_disk(disk);
 }
 
@@ -634,11 +634,11 @@ static void test_watchers_hear_of_what_comes(void **state)
     assert_false(rang(fd));
     fetch(disk, FIRST, 1);
     assert_true(rang(fd));
-    assert_int_equal(put(disk, DISK_BLOCK, (FIRST + 1) * DISK_BLOCK), 0);
+    assert_int_equal(write_w(disk, DISK_BLOCK, (FIRST + 1) * DISK_BLOCK), 0);
     assert_true(rang(fd));
     assert_ok(disk_filled(disk, FIRST + 2, 1, &err));
     assert_true(rang(fd));
-    assert_int_equal(put(disk, DISK_BLOCK, (FIRST + 1) * DISK_BLOCK), 0);
+    assert_int_equal(write_w(disk, DISK_BLOCK, (FIRST + 1) * DISK_BLOCK), 0);
     assert_false(rang(fd)); /* nothing new came */
     disk_unwatch(disk, fd);
     fetch(disk, FIRST + 3, 1);
