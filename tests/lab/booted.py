@@ -41,8 +41,11 @@ class BootedHost(Host):
         self.wait_booted()
         options = f"--name {self.name} --listen {self.address} --advertise {self.address} --faults"
         self.file("etc/default/oraid").write_text(f'ORAID_OPTIONS="{options}"\nORAI_STOP_SECONDS=3\n')
-        self.run("dpkg", "--no-triggers", "--install", self.package)
+        self.install()
         wait_until(self.is_up, 20, f"oraid of {self.name} serves its API:\n{self.log()}")
+
+    def install(self):
+        self.run("dpkg", "--no-triggers", "--install", self.package)
 
     def wait_booted(self):
         def is_booted():

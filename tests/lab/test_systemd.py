@@ -50,6 +50,11 @@ def kill_the_main_process(host):
     wait_until(lambda: host.pid_of("oraid", None) not in (None, before), 20, "systemd has started oraid again")
 
 
+def install_again(host):
+    """As an upgrade does it."""
+    host.install()
+
+
 def test_the_package_brings_a_unit_that_runs_and_users(booted):
     host = booted.s
     for unit in ("oraid", "orai-guests"):
@@ -69,7 +74,7 @@ def test_whatever_is_done_to_the_unit_the_vms_go_on(booted, guests):
     owner = host.file(f"proc/{processes['qemu']}").stat().st_uid
     assert owner == int(host.run("id", "--user", "orai-qemu"))
 
-    for act in (restart, stop_and_start, kill_the_main_process):
+    for act in (restart, stop_and_start, kill_the_main_process, install_again):
         before = host.pid_of("oraid", None)
         written = guest.status()["written"]
         act(host)
@@ -80,12 +85,18 @@ def test_whatever_is_done_to_the_unit_the_vms_go_on(booted, guests):
         wait_until(lambda: [(vm["name"], vm["state"]) for vm in host.orai("list", json=True)] ==
                    [(guest.name, "running")], 20, "the new oraid has found it")
 
+    removal = host.inside("dpkg", "--no-triggers", "--remove", "orai", check=False)
+    assert removal.returncode and f"VMs are running on this host: {guest.name}" in removal.stderr
+    guest.check_alive()
+
     last = guest.quiet()
     guest.pulse.stopping.set()
     host.orai("stop", guest.name, "--timeout", "30s")
     assert host.vm_state(guest.name) == "stopped" and host.pid_of("qemu", guest.name) is None
     guest.check_records(host, last["durable"], last["written"])
     assert host.failed_units() == []
+    host.run("dpkg", "--no-triggers", "--purge", "orai")
+    assert host.image_file(guest.name).exists(), "not even a purge deletes a disk"
 
 
 def plain_vm(host, name, *options):
