@@ -321,8 +321,9 @@ static json_t *info_to_json(struct disk *disk, const struct lineage *lineage)
                   "claim", claim_names[lineage->claim], "generation", (json_int_t)disk_generation(disk),
                   "complete", (json_int_t)lineage->complete, "written", bytes_above(disk, 0), "written_since",
                   bytes_above(disk, newest ? newest->generation : 0), "lineage", entries);
+    uint64_t missing = disk_missing(disk) * DISK_BLOCK;
     if (json && disk_is_split(disk))
-        json_object_set_new(json, "missing", json_integer((json_int_t)(disk_missing(disk) * DISK_BLOCK)));
+        json_object_set_new(json, "missing", json_integer((json_int_t)missing));
     return json;
 }
 

@@ -239,7 +239,7 @@ static int look_through(struct missing *missing)
 
 static int map_bits(struct missing *missing, bool read_only, bool from_durable, struct err *err)
 {
-    missing->changed = calloc((missing->pages + 63) / 64, sizeof *missing->changed);
+    missing->changed = calloc(missing->pages / 64 + 1, sizeof *missing->changed);
     if (!missing->changed)
         return err_set(err, ENOMEM, "out of memory reading the record of missing blocks");
     void *at = mmap(NULL, missing->mapped, PROT_READ | PROT_WRITE, read_only ? MAP_PRIVATE : MAP_SHARED,

@@ -192,18 +192,18 @@ static void drain_wake(struct nbd_connection *connection)
     (void)n; /* EAGAIN: it did not ring */
 }
 
-/* Until the disk rings, and with POLLIN in `events`, until the client sends. Serves what was parked. Returns
- * 1 when the client has sent. */
-static int wait_for_blocks(struct nbd_connection *connection, short events)
+/* Until the disk rings or, with `client`, the client sends. Serves what was parked. Returns 1 when the client
+ * has sent. */
+static int wait_for_blocks(struct nbd_connection *connection, bool client)
 {
     int r = nbd_channel_flush(&connection->channel, NULL, 0);
     struct pollfd pollers[] = {
         {.fd = connection->parking.wake, .events = POLLIN},
-        {.fd = connection->channel.fd, .events = events | POLLRDHUP},
+        {.fd = connection->channel.fd, .events = client ? POLLIN | POLLRDHUP : POLLRDHUP},
     };
     if (r < 0 || (poll(pollers, ARRAY_SIZE(pollers), -1) < 0 && errno != EINTR))
         return r < 0 ? r : -errno;
-    if (pollers[1].revents & (POLLRDHUP | POLLHUP | POLLERR) && !(events & POLLIN))
+    if (pollers[1].revents & (POLLRDHUP | POLLHUP | POLLERR) && !client)
         return -ESHUTDOWN; /* the server stops, or the client has gone: nobody waits any more */
     if (pollers[0].revents) {
         drain_wake(connection);
@@ -224,7 +224,7 @@ static int park(struct nbd_connection *connection, const struct nbd_request *req
     parking->in_place = clock_now();
     nbd_parking_report(parking);
     while (r == 0 && nbd_parking_lacks(parking, request, &told)) {
-        r = wait_for_blocks(connection, 0);
+        r = wait_for_blocks(connection, false);
         /* In the meantime there may be room. */
         if (r == 0 && may_park && nbd_parking_lacks(parking, request, &told) &&
             nbd_parking_add(parking, request, data, told) == 0)
@@ -369,7 +369,7 @@ static int transmit(struct nbd_connection *connection)
         int r = serve_batch(connection);
         if (r != NOT_WHOLE)
             return MIN(r, 0);
-        r = connection->parking.count > 0 ? wait_for_blocks(connection, POLLIN) : 1;
+        r = connection->parking.count > 0 ? wait_for_blocks(connection, true) : 1;
         if (r > 0)
             r = nbd_channel_fill(&connection->channel, nbd_channel_pending(&connection->channel) + 1);
         if (r < 0)

@@ -140,7 +140,7 @@ static int open_record(struct disk *disk, struct missing **ret, struct err *err)
         r = intent_boot(&boot, err);
     if (r == 0)
         r = missing_open(path, disk->read_only, &boot, &missing, err);
-    if (r < 0)
+    if (r < 0 || !missing)
         return r;
     if (!id_equal(&missing->header.map, &disk->map->header.map) || !split_fits(missing, disk->lineage)) {
         missing_free(missing);

@@ -3,7 +3,7 @@
  * What needs a file system or a device of its own: a disk that fills up, and a block device under the image.
  * Needs root and loop devices; says so and skips without.
  */
-#include "disk_test.h"
+#include "split_test.h"
 
 #include "disk/verify.h"
 
@@ -117,6 +117,39 @@ static void test_a_full_ext4_is_an_error_and_no_signal(void **state)
     fill_up_and_recover(in_folder("m/d"));
 }
 
+/* Nothing of it is here, and it does not all find room. */
+static void test_what_finds_no_room_stays_missing(void **state)
+{
+    require(mounted, "cannot mount a tmpfs");
+    static char data[MiB];
+    memset(data, 'f', sizeof data);
+    assert_ok(disk_create(in_folder("d"), SPLIT_SIZE, NULL, NULL, &err));
+    struct disk *disk = open_disk(in_folder("d"), DISK_FROZEN);
+    set_claim(disk, LINEAGE_PARTIAL, 0);
+    expect_missing(disk, 0x1ff);
+    become_split(disk);
+    struct disk_run run = {.count = EXTENT, .generation = HANDOVER};
+    int r = 0;
+    while (run.block < 8 * EXTENT && (r = disk_fill(disk, &run, data, NULL)) == 0)
+        run.block += EXTENT;
+    assert_int_equal(r, -ENOSPC);
+    assert_true(is_missing(disk, run.block));
+    assert_int_equal(look_at(disk, run.block), -EAGAIN);
+    assert_int_equal(look_at(disk, 0), 'f');
+    assert_int_equal(disk_flush(disk), 0);
+    assert_int_equal(write_w(disk, MiB, run.block * DISK_BLOCK), -ENOSPC);
+    assert_true(is_missing(disk, run.block));
+    assert_int_equal(disk_trim(disk, MiB, 0, false), 0); /* the guest makes room */
+    assert_ok(disk_fill(disk, &run, data, &err));
+    assert_int_equal(look(disk, MiB, run.block * DISK_BLOCK), 'f');
+    close_disk(disk);
+    boot++;
+    disk = open_disk(in_folder("d"), 0);
+    assert_int_equal(look(disk, MiB, 0), 0);
+    assert_int_equal(look(disk, MiB, run.block * DISK_BLOCK), 'f');
+    close_disk(disk);
+}
+
 static void test_creating_on_a_full_disk_leaves_nothing(void **state)
 {
     require(mounted, "cannot mount a tmpfs");
@@ -205,6 +238,7 @@ int main(void)
                                         teardown_tmpfs),
         cmocka_unit_test_setup_teardown(test_a_full_ext4_is_an_error_and_no_signal, setup_ext4,
                                         teardown_ext4),
+        cmocka_unit_test_setup_teardown(test_what_finds_no_room_stays_missing, setup_tmpfs, teardown_tmpfs),
         cmocka_unit_test_setup_teardown(test_creating_on_a_full_disk_leaves_nothing, setup_tmpfs,
                                         teardown_tmpfs),
         cmocka_unit_test_setup_teardown(test_a_block_device_behind_a_link, setup_folder, drop_folder),

@@ -140,11 +140,63 @@ static void test_each_block_ends_as_last_written_or_as_fetched(void **state)
     close_disk(disk);
 }
 
+/* --- a fill and writes of the same extent, from the same moment on ------------------------------------- */
+
+static pthread_barrier_t start;
+
+static void *fill_the_extent(void *arg)
+{
+    static char all_f[MiB];
+    memset(all_f, 'f', sizeof all_f);
+    for (unsigned e = 0; e < 8; e++) {
+        const struct disk_run run = {e * EXTENT, EXTENT, HANDOVER};
+        pthread_barrier_wait(&start);
+        if (disk_fill(disk, &run, all_f, NULL) != 0)
+            fail_in_any_thread("fill");
+    }
+    return NULL;
+}
+
+/* Every other block, from the end, where the fill comes last. */
+static void *write_from_its_end(void *arg)
+{
+    char data[DISK_BLOCK];
+    memset(data, 'w', sizeof data);
+    for (unsigned e = 0; e < 8; e++) {
+        pthread_barrier_wait(&start);
+        for (uint64_t b = EXTENT; b >= 2; b -= 2)
+            if (disk_write(disk, data, sizeof data, (e * EXTENT + b - 1) * DISK_BLOCK, false) != 0)
+                fail_in_any_thread("write");
+    }
+    return NULL;
+}
+
+static void test_a_fill_under_way_overwrites_no_write(void **state)
+{
+    for (unsigned round = 0; round < 10; round++) {
+        pthread_t threads[2];
+        boot = 1;
+        disk = split_disk(in_folder("d"), 0xff);
+        pthread_barrier_init(&start, NULL, 2);
+        pthread_create(&threads[0], NULL, fill_the_extent, NULL);
+        pthread_create(&threads[1], NULL, write_from_its_end, NULL);
+        for (unsigned i = 0; i < 2; i++)
+            pthread_join(threads[i], NULL);
+        pthread_barrier_destroy(&start);
+        assert_int_equal(disk_missing(disk), 0);
+        for (uint64_t b = 0; b < 8 * EXTENT; b++)
+            assert_int_equal(look_at(disk, b), b % 2 ? 'w' : 'f');
+        close_disk(disk);
+        assert_ok(disk_remove(in_folder("d"), &err));
+    }
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test_setup_teardown(test_each_block_ends_as_last_written_or_as_fetched, make_folder,
                                         drop_folder),
+        cmocka_unit_test_setup_teardown(test_a_fill_under_way_overwrites_no_write, make_folder, drop_folder),
     };
     return cmocka_run_group_tests_name("disk split threads", tests, NULL, NULL);
 }
