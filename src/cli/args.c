@@ -135,11 +135,22 @@ static int take_global(struct args *args, const struct arg_def *option, const ch
     return 0;
 }
 
+static int take_further(struct args *args, const struct arg_def *option, const char *text, struct err *err)
+{
+    if (args->further_count == ARRAY_SIZE(args->further))
+        return err_set(err, EINVAL, "--%s is given too often", option->name);
+    struct arg_further *further = &args->further[args->further_count++];
+    further->option = option;
+    return parse_value(option, text, &further->value, err);
+}
+
 static int take_option(struct args *args, const struct arg_def *option, const char *text, struct err *err)
 {
     if (option_named(global_options, option->name, strlen(option->name)) == option)
         return take_global(args, option, text, err);
     struct arg_value *value = &args->options[option - args->verb->options];
+    if (option->many && value->text)
+        return take_further(args, option, text, err);
     if (option->kind != ARG_FLAG)
         return parse_value(option, text, value, err);
     value->text = "";
@@ -267,6 +278,17 @@ uint64_t args_number(const struct args *args, const char *option, uint64_t other
 {
     const struct arg_value *value = value_of(args, option);
     return value->text ? value->number : otherwise;
+}
+
+const struct arg_value *args_nth(const struct args *args, const char *option, size_t index)
+{
+    const struct arg_value *first = value_of(args, option);
+    if (index == 0)
+        return first->text ? first : NULL;
+    for (size_t i = 0; i < args->further_count; i++)
+        if (strcmp(args->further[i].option->name, option) == 0 && --index == 0)
+            return &args->further[i].value;
+    return NULL;
 }
 
 const char *args_operand(const struct args *args, const char *operand)

@@ -39,10 +39,12 @@ struct arg_def {
     enum arg_kind kind;
     char letter;   /* of an option: its short form, or 0 */
     bool optional; /* of an operand */
+    bool many;     /* of an option: each further one adds a value; without it the last one counts */
 };
 
 #define VERB_MAX_OPERANDS 3
-#define VERB_MAX_OPTIONS 14
+#define VERB_MAX_OPTIONS 16
+#define ARGS_MAX_FURTHER 32
 
 enum verb_flags {
     VERB_FORMATS = 1 << 0, /* takes --format */
@@ -69,12 +71,20 @@ struct arg_value {
     uint64_t number;  /* of ARG_COUNT, ARG_SIZE (bytes), ARG_RATE (bytes per second), ARG_DURATION (ms) */
 };
 
+/* The second and later values of options that may be given several times, in their order. */
+struct arg_further {
+    const struct arg_def *option;
+    struct arg_value value;
+};
+
 struct args {
     const struct verb *verb; /* NULL when none was given */
     const char *group;       /* given without a verb after it, else NULL */
     const char *operands[VERB_MAX_OPERANDS];
     size_t operand_count;
     struct arg_value options[VERB_MAX_OPTIONS];
+    struct arg_further further[ARGS_MAX_FURTHER];
+    size_t further_count;
     const char *socket; /* --socket, or NULL */
     enum format format;
     bool help, version;
@@ -89,6 +99,8 @@ int args_parse(int argc, char **argv, struct args *ret, struct err *err);
 bool args_flag(const struct args *args, const char *option);
 const char *args_text(const struct args *args, const char *option); /* NULL when not given */
 uint64_t args_number(const struct args *args, const char *option, uint64_t otherwise);
+/* The value number `index` of an option that may be given several times; NULL when there are not so many. */
+const struct arg_value *args_nth(const struct args *args, const char *option, size_t index);
 const char *args_operand(const struct args *args, const char *operand); /* NULL when not given */
 
 /* The verb `name` in `group` (NULL = none), or NULL. Hidden verbs are found too. */

@@ -7,13 +7,44 @@
 #include "base/json.h"
 #include "base/macro.h"
 
+#include <errno.h>
+
 /* Option and its member of the API's VMRequest. */
 static const char *const members[][2] = {
-    {"image", "image"},         {"memory", "memory"},   {"cpus", "cpus"},     {"disk", "disk_size"},
-    {"bridge", "bridge"},       {"mac", "mac"},         {"kernel", "kernel"}, {"initrd", "initrd"},
-    {"append", "append"},       {"machine", "machine"}, {"cpu", "cpu"},       {"accel", "accel"},
-    {"autostart", "autostart"},
+    {"image", "image"},   {"memory", "memory"},       {"cpus", "cpus"},       {"kernel", "kernel"},
+    {"initrd", "initrd"}, {"append", "append"},       {"machine", "machine"}, {"cpu", "cpu"},
+    {"accel", "accel"},   {"autostart", "autostart"},
 };
+
+static int set_disks(const struct cli *cli, json_t *body)
+{
+    const struct arg_value *size;
+    json_t *disks = json_array();
+    for (size_t i = 0; (size = args_nth(&cli->args, "disk", i)); i++)
+        json_array_append_new(disks, json_pack("{s:I}", "size", (json_int_t)size->number));
+    if (json_array_size(disks) == 0) {
+        json_decref(disks);
+        return 0;
+    }
+    return json_object_set_new(body, "disks", disks);
+}
+
+/* The n-th --bridge and the n-th --mac are of one card. */
+static int set_nics(const struct cli *cli, json_t *body, struct err *err)
+{
+    const struct arg_value *bridge, *mac;
+    _cleanup_json_ json_t *nics = json_array();
+    for (size_t i = 0;
+         bridge = args_nth(&cli->args, "bridge", i), mac = args_nth(&cli->args, "mac", i), bridge || mac;
+         i++) {
+        json_t *nic =
+            json_pack("{s:s*, s:s*}", "bridge", bridge ? bridge->text : NULL, "mac", mac ? mac->text : NULL);
+        if (!nic)
+            return err_set(err, EINVAL, "network card %zu: its bridge or MAC is not UTF-8 text", i + 1);
+        json_array_append_new(nics, nic);
+    }
+    return json_array_size(nics) ? json_object_set(body, "nics", nics) : 0;
+}
 
 static int set_config(const struct cli *cli, json_t *body, struct err *err)
 {
@@ -31,6 +62,10 @@ static int run_create(struct cli *cli, struct err *err)
     int r = cli_set_operand(cli, body, "name", "NAME", err);
     for (size_t i = 0; r == 0 && i < ARRAY_SIZE(members); i++)
         r = cli_set(cli, body, members[i][1], members[i][0], err);
+    if (r == 0)
+        r = set_disks(cli, body);
+    if (r == 0)
+        r = set_nics(cli, body, err);
     if (r == 0)
         r = set_config(cli, body, err);
     if (r < 0)
@@ -54,18 +89,24 @@ const struct verb verb_create = {
     .options = {{.name = "image",
                  .kind = ARG_IMAGE,
                  .value = "IMAGE",
-                 .help = "Base image of the disk (default: an empty disk)"},
+                 .help = "Base image of the first disk (default: an empty disk)"},
                 {.name = "memory", .kind = ARG_SIZE, .value = "SIZE", .help = "Memory (default: 512M)"},
                 {.name = "cpus", .kind = ARG_COUNT, .value = "N", .help = "Virtual CPUs (default: 1)"},
                 {.name = "disk",
                  .kind = ARG_SIZE,
                  .value = "SIZE",
-                 .help = "Size of the disk (default: the image's)"},
+                 .help = "Size of the disk (default: the image's); once more for each further, empty disk",
+                 .many = true},
                 {.name = "bridge",
                  .kind = ARG_TEXT,
                  .value = "BRIDGE",
-                 .help = "Network card on this bridge of the host"},
-                {.name = "mac", .kind = ARG_TEXT, .value = "MAC", .help = "Its address (default: made up)"},
+                 .help = "Network card on this bridge of the host; once more for each further card",
+                 .many = true},
+                {.name = "mac",
+                 .kind = ARG_TEXT,
+                 .value = "MAC",
+                 .help = "Its address (default: made up); the first is the first card's, and so on",
+                 .many = true},
                 {.name = "kernel",
                  .kind = ARG_FILE,
                  .value = "FILE",

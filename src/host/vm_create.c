@@ -140,23 +140,49 @@ static int resolve_image(struct host *host, json_t *disk, struct err *err)
     return 0;
 }
 
-/* The request's image and disk_size are about the first disk; each disk gets its file name. */
+/* The config's list of that name, with the request's laid over it: entry over entry, and what is more behind
+ * them. *ret is the config's. */
+static int merge_list(const json_t *body, const char *key, const char *const members[], json_t *config,
+                      json_t **ret, struct err *err)
+{
+    json_t *list = json_object_get(config, key), *wanted = json_object_get(body, key), *entry;
+    size_t index;
+    if (wanted && !json_is_array(wanted))
+        return err_set(err, EINVAL, "\"%s\" must be a list", key);
+    if (!json_is_array(list)) {
+        list = json_array();
+        json_object_set_new(config, key, list);
+    }
+    json_array_foreach(wanted, index, entry)
+    {
+        char what[32];
+        snprintf(what, sizeof what, "%s: entry %zu", key, index);
+        if (!json_is_object(entry))
+            return err_set(err, EINVAL, "%s must be an object", what);
+        int r = json_only_keys(entry, what, members, err);
+        if (r < 0)
+            return r;
+        if (index == json_array_size(list))
+            json_array_append_new(list, json_object());
+        json_object_update(json_array_get(list, index), entry);
+    }
+    *ret = list;
+    return 0;
+}
+
+/* The request's image is the first disk's; each disk gets its file name. */
 static int set_disks(struct host *host, const json_t *body, json_t *config, struct err *err)
 {
-    json_t *disks = json_object_get(config, "disks"), *disk;
+    static const char *const members[] = {"size", NULL};
+    json_t *disks, *disk, *image = json_object_get(body, "image");
     size_t index;
-    if (!json_is_array(disks)) {
-        disks = json_array();
-        json_object_set_new(config, "disks", disks);
-    }
-    bool wanted = json_object_get(body, "image") || json_object_get(body, "disk_size");
-    if (wanted && json_array_size(disks) == 0)
+    int r = merge_list(body, "disks", members, config, &disks, err);
+    if (r < 0)
+        return r;
+    if (image && json_array_size(disks) == 0)
         json_array_append_new(disks, json_object());
-    if (json_object_get(body, "image"))
-        json_object_set(json_array_get(disks, 0), "image", json_object_get(body, "image"));
-    if (json_object_get(body, "disk_size"))
-        json_object_set(json_array_get(disks, 0), "size", json_object_get(body, "disk_size"));
-    int r = 0;
+    if (image)
+        json_object_set(json_array_get(disks, 0), "image", image);
     json_array_foreach(disks, index, disk)
     {
         char file[32];
@@ -168,20 +194,14 @@ static int set_disks(struct host *host, const json_t *body, json_t *config, stru
     return r;
 }
 
-static void set_nics(const json_t *body, json_t *config)
+static int set_nics(const json_t *body, json_t *config, struct err *err)
 {
-    json_t *nics = json_object_get(config, "nics"), *nic;
+    static const char *const members[] = {"bridge", "mac", NULL};
+    json_t *nics, *nic;
     size_t index;
-    if (!json_is_array(nics)) {
-        nics = json_array();
-        json_object_set_new(config, "nics", nics);
-    }
-    if ((json_object_get(body, "bridge") || json_object_get(body, "mac")) && json_array_size(nics) == 0)
-        json_array_append_new(nics, json_object());
-    if (json_object_get(body, "bridge"))
-        json_object_set(json_array_get(nics, 0), "bridge", json_object_get(body, "bridge"));
-    if (json_object_get(body, "mac"))
-        json_object_set(json_array_get(nics, 0), "mac", json_object_get(body, "mac"));
+    int r = merge_list(body, "nics", members, config, &nics, err);
+    if (r < 0)
+        return r;
     json_array_foreach(nics, index, nic)
     {
         char mac[18];
@@ -189,6 +209,7 @@ static void set_nics(const json_t *body, json_t *config)
         if (!json_object_get(nic, "mac"))
             json_object_set_new(nic, "mac", json_string(mac));
     }
+    return 0;
 }
 
 static int build_config(struct host *host, const json_t *body, json_t **ret, struct err *err)
@@ -215,8 +236,9 @@ static int build_config(struct host *host, const json_t *body, json_t **ret, str
         json_object_set_new(config, "kernel", json_string("kernel"));
     if (json_object_get(body, "initrd"))
         json_object_set_new(config, "initrd", json_string("initrd"));
-    set_nics(body, config);
-    int r = set_disks(host, body, config, err);
+    int r = set_nics(body, config, err);
+    if (r == 0)
+        r = set_disks(host, body, config, err);
     if (r == 0)
         *ret = TAKE_PTR(config);
     return r;
@@ -372,9 +394,9 @@ static int open_boot_file(const struct request *request, const char *key, int *r
 
 static int prepare(struct creation *c, const struct request *request, struct err *err)
 {
-    static const char *const members[] = {"name",  "image",     "memory", "cpus",   "disk_size", "bridge",
-                                          "mac",   "kernel",    "initrd", "append", "machine",   "cpu",
-                                          "accel", "autostart", "config", NULL};
+    static const char *const members[] = {"name", "image",  "memory",    "cpus",   "disks",
+                                          "nics", "kernel", "initrd",    "append", "machine",
+                                          "cpu",  "accel",  "autostart", "config", NULL};
     const char *name = NULL;
     uint64_t ignored = 0;
     int r = request_body(request, false, members, err);
@@ -382,8 +404,6 @@ static int prepare(struct creation *c, const struct request *request, struct err
         r = body_name(request->body, "name", &name, err);
     if (r == 0)
         r = body_number(request->body, "memory", 1, INT64_MAX, &ignored, err);
-    if (r == 0)
-        r = body_number(request->body, "disk_size", 1, INT64_MAX, &ignored, err);
     if (r == 0 && vm_lookup(c->host->vms, name, NULL, err) == 0)
         r = err_set(err, EEXIST, "there is a VM \"%s\" on this host already", name);
     if (r == 0)

@@ -243,7 +243,8 @@ def make_image(host, name="base", size=8 * MIB, data=b"base image"):
 
 
 def make_vm(host, name="web1", **members):
-    return host.do("POST", "/v1/vms", {"name": name, "memory": 64 * MIB, "disk_size": 16 * MIB, "cpu": "qemu64", **members})
+    return host.do("POST", "/v1/vms", {"name": name, "memory": 64 * MIB, "disks": [{"size": 16 * MIB}], "cpu": "qemu64",
+                                      **members})
 
 
 # --- hosts and peers -----------------------------------------------------------------------------------------------
@@ -501,14 +502,18 @@ def test_a_vm_is_created_as_asked(hosts):
     image = make_image(a)
     kernel = a.folder / "vmlinuz"
     kernel.write_bytes(b"kernel")
-    vm = a.do("POST", "/v1/vms", {"name": "web1", "image": "base", "memory": 64 * MIB, "cpus": 2, "disk_size": 32 * MIB,
-                                  "bridge": "", "kernel": str(kernel), "append": "quiet", "accel": "tcg"})
+    vm = a.do("POST", "/v1/vms", {"name": "web1", "image": "base", "memory": 64 * MIB, "cpus": 2,
+                                  "disks": [{"size": 32 * MIB}, {"size": 5 * MIB}], "nics": [{}, {"mac": "52:54:00:00:00:09"}],
+                                  "kernel": str(kernel), "append": "quiet", "accel": "tcg"})
     assert vm["state"] == "stopped" and vm["epoch"] == 1 and vm["cpus"] == 2 and vm["machine"].startswith("pc-q35-")
     assert vm["disks"][0]["image"] == image["hash"] and vm["disks"][0]["size"] == 32 * MIB
+    assert vm["disks"][1]["image"] is None and vm["disks"][1]["size"] == 5 * MIB
     assert re.fullmatch("52:54:00(:[0-9a-f]{2}){3}", vm["nics"][0]["mac"])
+    assert vm["nics"][1] == {"bridge": "", "mac": "52:54:00:00:00:09"}
     folder = pathlib.Path(vm["folder"])
     assert (folder / "kernel").read_bytes() == b"kernel"
     disk = (folder / "disk0.raw").read_bytes()
+    assert not any((folder / "disk1.raw").read_bytes())
     assert disk[:8 * MIB] == (a.folder / "base.raw").read_bytes() and not any(disk[8 * MIB:])
     config = a.get("/v1/vms/web1/config")
     assert config["append"] == "quiet" and config["id"] == vm["id"]
@@ -525,6 +530,10 @@ def test_a_config_file_gives_what_has_no_option(hosts):
     vm = a.do("POST", "/v1/vms", {"name": "web1", "cpus": 1, "config": config})
     assert vm["memory"] == 96 * MIB and vm["cpus"] == 1 and [d["size"] for d in vm["disks"]] == [8 * MIB, 4 * MIB]
     assert len({n["mac"] for n in vm["nics"]}) == 2
+    over = a.do("POST", "/v1/vms", {"name": "web2", "config": config, "disks": [{}, {"size": 6 * MIB}, {"size": MIB}],
+                                    "nics": [{"mac": "52:54:00:00:00:09"}]})
+    assert [d["size"] for d in over["disks"]] == [8 * MIB, 6 * MIB, MIB], "the request's lists lie over the config's"
+    assert len(over["nics"]) == 2 and over["nics"][0]["mac"] == "52:54:00:00:00:09"
     edited = a.get("/v1/vms/web1/config")
     edited["cpus"] = 2
     assert a.ask("PUT", "/v1/vms/web1/config", edited).ok()["cpus"] == 2
@@ -557,7 +566,7 @@ def test_a_kill_during_a_creation_leaves_all_or_nothing(hosts):
     assert vms == [] or vms[0]["state"] == "stopped"
     assert not list((a.state / "vms").glob(".*"))
     if not vms:
-        make_vm(a, image="base", disk_size=1 << 30)
+        make_vm(a, image="base", disks=[{"size": 1 << 30}])
 
 
 def test_a_vm_starts_and_is_killed(hosts):

@@ -296,15 +296,16 @@ def test_create_sends_what_was_asked_for_and_nothing_else(oraid, tmp_path):
     config.write_text('{"machine": "pc-q35-7.2"}')
     oraid.on("POST", "/v1/vms", operation("done", kind="vm-create", result=vm()), 202)
     assert orai(oraid, "create", "web1").returncode == 0
-    done = orai(oraid, "create", "web1", "--image", "debian12", "--memory", "1G", "--cpus", "2", "--disk", "8G", "--bridge",
-                "br0", "--mac", "52:54:00:00:00:01", "--kernel", "/bin/sh", "--initrd", "/bin/sh", "--append", "quiet",
+    done = orai(oraid, "create", "web1", "--image", "debian12", "--memory", "1G", "--cpus", "2", "--disk", "8G", "--disk=20G",
+                "--bridge", "br0", "--mac", "52:54:00:00:00:01", "--bridge", "br1", "--kernel", "/bin/sh", "--initrd", "/bin/sh", "--append", "quiet",
                 "--config", str(config))
     assert done.returncode == 0
     kernel = os.path.realpath("/bin/sh")
     assert oraid.asked("POST", "/v1/vms") == [
         {"name": "web1"},
-        {"name": "web1", "image": "debian12", "memory": 1 << 30, "cpus": 2, "disk_size": 8 << 30, "bridge": "br0",
-         "mac": "52:54:00:00:00:01", "kernel": kernel, "initrd": kernel, "append": "quiet",
+        {"name": "web1", "image": "debian12", "memory": 1 << 30, "cpus": 2,
+         "disks": [{"size": 8 << 30}, {"size": 20 << 30}],
+         "nics": [{"bridge": "br0", "mac": "52:54:00:00:00:01"}, {"bridge": "br1"}], "kernel": kernel, "initrd": kernel, "append": "quiet",
          "config": {"machine": "pc-q35-7.2"}}]
 
 

@@ -131,13 +131,13 @@ class Datagrams:
 
 class TinyGuest:
     def __init__(self, lab, host, name="web1", image=None, disk="256M", memory="96M", region=64 * MIB, pattern=16,
-                 dirty=2, rate=100, start=True, options=()):
+                 dirty=2, rate=100, start=True, options=(), words=""):
         ensure_tiny()
         self.lab, self.name, self.region = lab, name, region
         self.pulse = None
         self.datagrams = Datagrams(lab.client)
         append = (f"console=ttyS0 quiet pulse.ip={GUEST}/24 pulse.gw={CLIENT} pulse.mem={pattern} pulse.dirty={dirty} "
-                  f"pulse.rate={rate} pulse.sync=64 pulse.region={region} pulse.udp={CLIENT}:{UDP_PORT}")
+                  f"pulse.rate={rate} pulse.sync=64 pulse.region={region} pulse.udp={CLIENT}:{UDP_PORT} {words}")
         host.orai("create", name, "--memory", memory, "--disk", disk, "--bridge", "br0", "--kernel", CACHE / "vmlinuz",
                   "--initrd", CACHE / "tiny.cpio.gz", "--append", append, *(["--image", image] if image else []), *options)
         if start:
@@ -182,9 +182,9 @@ class TinyGuest:
         assert not self.datagrams.twice, "the guest ran twice at the same time"
         return status
 
-    def check_records(self, host, durable, written=None):
+    def check_records(self, host, durable, written=None, disk=0):
         """The image on `host` has every record that an fsync had covered."""
-        command = [sys.executable, GUEST_FOLDER / "check-records", host.image_file(self.name), "--durable", durable,
+        command = [sys.executable, GUEST_FOLDER / "check-records", host.image_file(self.name, disk), "--durable", durable,
                    "--region", self.region, "--boot", self.boot, *(["--written", written] if written is not None else [])]
         done = subprocess.run([str(word) for word in command], capture_output=True, text=True)
         assert done.returncode == 0, f"records lost on {host.name}:\n{done.stdout}{done.stderr}"

@@ -28,14 +28,20 @@ struct client {
 static void answer_status(struct client *client)
 {
     const struct pulse *pulse = client->pulse;
-    struct disk_status disk = disk_status(pulse->disk);
+    struct disk_status disks[PULSE_DISKS];
     struct memory_status memory = memory_status(pulse->memory);
+    uint64_t errors = 0;
+    for (size_t i = 0; i < PULSE_DISKS; i++) {
+        disks[i] = disk_status(pulse->disks[i]);
+        errors += disks[i].errors;
+    }
     fprintf(client->out,
             "{\"boot\":\"%016" PRIx64 "\",\"uptime_ms\":%" PRId64 ",\"written\":%" PRIu64
-            ",\"durable\":%" PRIu64 ",\"disk_errors\":%" PRIu64 ",\"mem_errors\":%" PRIu64
-            ",\"mem_checks\":%" PRIu64 ",\"udp_sent\":%" PRIu64 "}\n",
-            pulse->boot, pace_now() / MS, disk.written, disk.durable, disk.errors, memory.errors,
-            memory.checks, beacon_sent(pulse->beacon));
+            ",\"durable\":%" PRIu64 ",\"second\":{\"written\":%" PRIu64 ",\"durable\":%" PRIu64
+            "},\"disk_errors\":%" PRIu64 ",\"mem_errors\":%" PRIu64 ",\"mem_checks\":%" PRIu64
+            ",\"udp_sent\":%" PRIu64 "}\n",
+            pulse->boot, pace_now() / MS, disks[0].written, disks[0].durable, disks[1].written,
+            disks[1].durable, errors, memory.errors, memory.checks, beacon_sent(pulse->beacon));
 }
 
 static void answer_result(struct client *client, int result)
@@ -52,29 +58,50 @@ static int run_status(struct client *client, const char *args)
     return 0;
 }
 
-static int run_sync(struct client *client, const char *args)
+/* What a command does with one disk. */
+typedef int on_disk_fn(struct disk *disk, const char *args);
+
+/* The disks one after the other, until one fails. */
+static int on_disks(const struct client *client, on_disk_fn *act, const char *args)
 {
-    struct disk *disk = client->pulse->disk;
-    (void)args;
-    return disk != NULL ? disk_sync(disk) : -ENODEV;
+    struct disk *const *disks = client->pulse->disks;
+    int r = disks[0] != NULL ? 0 : -ENODEV;
+    for (size_t i = 0; r == 0 && i < PULSE_DISKS && disks[i] != NULL; i++)
+        r = act(disks[i], args);
+    return r;
 }
 
-static int run_write(struct client *client, const char *args)
+static int sync_one(struct disk *disk, const char *args)
 {
-    struct disk *disk = client->pulse->disk;
-    if (disk == NULL)
-        return -ENODEV;
+    (void)args;
+    return disk_sync(disk);
+}
+
+static int run_sync(struct client *client, const char *args)
+{
+    return on_disks(client, sync_one, args);
+}
+
+static int write_one(struct disk *disk, const char *args)
+{
     int r = disk_write(disk, strtoull(args, NULL, 10));
     return r < 0 ? r : disk_sync(disk);
 }
 
-static int run_rate(struct client *client, const char *args)
+static int run_write(struct client *client, const char *args)
 {
-    struct disk *disk = client->pulse->disk;
-    if (disk == NULL)
-        return -ENODEV;
+    return on_disks(client, write_one, args);
+}
+
+static int rate_one(struct disk *disk, const char *args)
+{
     disk_set_rate(disk, strtoull(args, NULL, 10));
     return 0;
+}
+
+static int run_rate(struct client *client, const char *args)
+{
+    return on_disks(client, rate_one, args);
 }
 
 static int run_dirty(struct client *client, const char *args)
@@ -86,21 +113,30 @@ static int run_dirty(struct client *client, const char *args)
     return 0;
 }
 
-static int run_trim(struct client *client, const char *args)
+static int trim_one(struct disk *disk, const char *args)
 {
-    struct disk *disk = client->pulse->disk;
     uint64_t offset, length;
     if (sscanf(args, "%" SCNu64 " %" SCNu64, &offset, &length) != 2)
         return -EINVAL;
-    return disk != NULL ? disk_trim(disk, offset, length) : -ENODEV;
+    return disk_trim(disk, offset, length);
+}
+
+static int run_trim(struct client *client, const char *args)
+{
+    return on_disks(client, trim_one, args);
+}
+
+static int stop_one(struct disk *disk, const char *args)
+{
+    (void)args;
+    return disk_stop(disk);
 }
 
 static int run_poweroff(struct client *client, const char *args)
 {
-    struct disk *disk = client->pulse->disk;
-    (void)args;
     client->power_off = true;
-    return disk != NULL ? disk_stop(disk) : 0;
+    int r = on_disks(client, stop_one, args);
+    return r == -ENODEV ? 0 : r;
 }
 
 static const struct command {

@@ -9,10 +9,12 @@ struct beacon;
 struct disk;
 struct memory;
 
-/* The parts that commands act on; NULL = this guest has none. */
+enum { PULSE_DISKS = 2 };
+
+/* The parts that commands act on; NULL = this guest has none. What is asked of "the disk" is done on each. */
 struct pulse {
     uint64_t boot;
-    struct disk *disk;
+    struct disk *disks[PULSE_DISKS]; /* the second only if the first is there */
     struct memory *memory;
     struct beacon *beacon;
 };

@@ -3,7 +3,8 @@
  * pulse: the tiny guest's only program. It keeps a disk, memory and a network busy in a way that can be
  * verified, so that a test can prove that a move lost nothing:
  *
- *   disk      numbered records to /dev/vda, some read back         records.h, disk.h
+ *   disk      numbered records to /dev/vda, some read back; the
+ *             same on /dev/vdb if there is one                      records.h, disk.h
  *   memory    a buffer of known pages, rewritten and verified      memory.h
  *   beacon    a numbered UDP packet each 10 ms                     beacon.h
  *   control   a line protocol on TCP port 7000                     control.h
@@ -26,7 +27,7 @@
 #include <time.h>
 #include <unistd.h>
 
-#define DISK "/dev/vda"
+static const char *const disks[PULSE_DISKS] = {"/dev/vda", "/dev/vdb"};
 
 /* Need only be unique: waiting until the kernel calls its random numbers secure would cost a second of each
  * boot. */
@@ -42,9 +43,10 @@ static uint64_t unique_id(void)
 
 static void start_parts(struct pulse *pulse, const struct options *options)
 {
-    int r = disk_start(&pulse->disk, DISK, options, pulse->boot);
-    if (r < 0)
-        serial_say("pulse: no disk: %s: %s", DISK, strerror(-r));
+    int r = 0;
+    for (size_t i = 0; r == 0 && i < PULSE_DISKS && (i == 0 || access(disks[i], F_OK) == 0); i++)
+        if ((r = disk_start(&pulse->disks[i], disks[i], options, pulse->boot)) < 0)
+            serial_say("pulse: no disk: %s: %s", disks[i], strerror(-r));
     if (options->memory_mib > 0 &&
         (pulse->memory = memory_start(options->memory_mib, options->dirty_mib)) == NULL)
         serial_say("pulse: no memory pattern: cannot have %" PRIu64 " MiB", options->memory_mib);

@@ -79,6 +79,35 @@ static void short_options_work(void **state)
     assert_true(args_flag(&args, "yes"));
 }
 
+static void an_option_for_many_things_keeps_all_values_in_order(void **state)
+{
+    struct args args;
+    (void)state;
+    assert_int_equal(PARSE(&args, NULL, "create", "x", "--disk", "1M", "--bridge", "br0", "--disk=2M",
+                           "--cpus", "1", "--cpus", "2", "--disk", "3M"),
+                     0);
+    for (size_t i = 0; i < 3; i++)
+        assert_int_equal(args_nth(&args, "disk", i)->number, (i + 1) << 20);
+    assert_null(args_nth(&args, "disk", 3));
+    assert_string_equal(args_nth(&args, "bridge", 0)->text, "br0");
+    assert_null(args_nth(&args, "bridge", 1));
+    assert_null(args_nth(&args, "mac", 0));
+    assert_int_equal(args_number(&args, "cpus", 1), 2); /* of any other option the last one counts */
+}
+
+static void too_many_values_are_refused(void **state)
+{
+    const char *words[3 + ARGS_MAX_FURTHER + 3] = {"orai", "create", "x"};
+    struct args args;
+    struct err err = ERR_NONE;
+    (void)state;
+    for (size_t i = 0; i < ARGS_MAX_FURTHER + 1; i++)
+        words[3 + i] = "--disk=1M";
+    assert_int_equal(parse(words, &args, &err), 0);
+    words[3 + ARGS_MAX_FURTHER + 1] = "--disk=1M";
+    assert_refused(parse(words, &args, &err), &err, "too often");
+}
+
 static void a_group_needs_its_second_word(void **state)
 {
     struct args args;
@@ -130,6 +159,7 @@ static void values_are_checked_and_the_option_is_named(void **state)
     assert_refused(PARSE(&args, &err, "create", "x", "--cpus", "-1"), &err, "--cpus");
     assert_refused(PARSE(&args, &err, "create", "x", "--cpus", "99999999999999999999"), &err, "--cpus");
     assert_refused(PARSE(&args, &err, "create", "x", "--accel", "kv"), &err, "auto|kvm|tcg");
+    assert_refused(PARSE(&args, &err, "create", "x", "--disk", "1G", "--disk", "?"), &err, "--disk");
     assert_refused(PARSE(&args, &err, "list", "--format", ""), &err, "--format");
     assert_refused(PARSE(&args, &err, "move", "a", "b", "--timeout"), &err, "needs a value");
     assert_refused(PARSE(&args, &err, "move", "a", "b", "--detach=yes"), &err, "takes no value");
@@ -191,6 +221,8 @@ int main(void)
         cmocka_unit_test(bandwidth_is_read_as_bits_and_given_as_bytes),
         cmocka_unit_test(words_after_two_dashes_are_operands),
         cmocka_unit_test(short_options_work),
+        cmocka_unit_test(an_option_for_many_things_keeps_all_values_in_order),
+        cmocka_unit_test(too_many_values_are_refused),
         cmocka_unit_test(a_group_needs_its_second_word),
         cmocka_unit_test(unknown_words_are_refused),
         cmocka_unit_test(a_missing_operand_is_named),

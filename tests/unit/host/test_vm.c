@@ -347,7 +347,13 @@ static void a_bad_request_is_refused_at_once(void **state)
         {"{\"name\": \"x\", \"memory\": \"1G\"}", "memory"},
         {"{\"name\": \"x\", \"cpus\": 0}", "cpus"},
         {"{\"name\": \"x\", \"image\": \"none\"}", "no image"},
-        {"{\"name\": \"x\", \"mac\": \"01:00:00:00:00:00\"}", "mac"},
+        {"{\"name\": \"x\", \"nics\": [{\"mac\": \"01:00:00:00:00:00\"}]}", "mac"},
+        {"{\"name\": \"x\", \"nics\": [{}, {\"address\": \"1\"}]}", "nics: entry 1"},
+        {"{\"name\": \"x\", \"disks\": {}}", "must be a list"},
+        {"{\"name\": \"x\", \"disks\": [4096]}", "disks: entry 0"},
+        {"{\"name\": \"x\", \"disks\": [{\"size\": 4096}, {}]}", "disk 1"},
+        {"{\"name\": \"x\", \"disks\": [{\"size\": 4096, \"file\": \"vm.json\"}]}", "file"},
+        {"{\"name\": \"x\", \"config\": {\"disks\": [1]}}", "disk 0"},
         {"{\"name\": \"x\", \"accel\": \"xen\"}", "accel"},
         {"{\"name\": \"x\", \"kernel\": \"relative\"}", "absolute"},
         {"{\"name\": \"x\", \"kernel\": \"/no/such/file\"}", "kernel"},
@@ -373,8 +379,8 @@ static void a_creation_that_fails_leaves_nothing(void **state)
     struct err err;
     struct id id;
     char path[PATH_MAX];
-    struct answer answer =
-        ask(t, CALLER_LOCAL, "POST", "/v1/vms", json_pack("{s:s, s:i}", "name", "x", "disk_size", 4096));
+    struct answer answer = ask(t, CALLER_LOCAL, "POST", "/v1/vms",
+                               json_pack("{s:s, s:[{s:i}]}", "name", "x", "disks", "size", 4096));
     assert_int_equal(answer.status, 202);
     assert_int_equal(id_parse(json_str(answer.body, "id", ""), &id), 0);
     answer_done(&answer);
