@@ -3,7 +3,8 @@
  * departure: the source's side of a move; its column of the stage table. Internal to src/move.
  *
  *   departure.c           the object, its thread, what others may ask of it
- *   departure_prepare.c   connects, lets the destination check, chooses bases, sends files
+ *   departure_connect.c   the connections
+ *   departure_prepare.c   lets the destination check, chooses bases, sends files
  *   departure_rounds.c    the disks' rounds, marks and claims
  *   departure_transfer.c  rounds, the memory stream, the pause
  *   departure_compare.c   an emulated guest's memory is compared, because QEMU's dirty tracking of it has
@@ -100,6 +101,9 @@ size_t departure_disks(const struct departure *departure);
 void departure_show(struct departure *departure); /* publishes numbers */
 /* The control connection with its hello; `again` = for the commit only. */
 int departure_connect(struct departure *departure, bool again, int64_t deadline, struct err *err);
+#define MOVE_CONNECT_NS (10 * NSEC_PER_SEC)
+/* The data connections. */
+int departure_connect_data(struct departure *departure, struct err *err);
 /* The next frame, of `type`, whose content does not matter. "opened" may come before it and is remembered. */
 int departure_await(struct departure *departure, enum frame_type type, int64_t deadline, struct err *err);
 bool departure_qemu_alive(const struct departure *departure);

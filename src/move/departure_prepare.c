@@ -29,139 +29,6 @@
 #include <xxhash.h>
 
 #define FILE_CHUNK (256U << 10)
-#define CONNECT_NS (10 * NSEC_PER_SEC)
-
-/* --- connections ------------------------------------------------------------------------------------------
- */
-
-/* Only return traffic arrives on data links; control frames go to the walker. */
-static int on_frame(void *arg, struct link *link, const struct frame *frame, const uint8_t *payload,
-                    struct err *err)
-{
-    struct departure *departure = arg;
-    struct session *session = &departure->session;
-    struct wire_mark mark;
-    switch (frame->type) {
-    case FRAME_BACK:
-        return session->relay ? relay_write(session->relay, payload, frame->length, err) : 0;
-    case FRAME_CANCEL:
-        session->cancel_heard = true;
-        session_cancel(session);
-        return 0;
-    case FRAME_MARKED:
-        if (wire_mark_decode(payload, frame->length, &mark, err) < 0)
-            return -EPROTO;
-        pthread_mutex_lock(&session->lock);
-        session->marked = mark.sequence;
-        pthread_mutex_unlock(&session->lock);
-        session_wake(session);
-        return 0;
-    case FRAME_ERROR: {
-        int r = session_post(session, link, frame, payload, err);
-        session_stop_data(session); /* the walker may wait there for room that nobody will make */
-        return r;
-    }
-    default:
-        return session_post(session, link, frame, payload, err);
-    }
-}
-
-static void on_closed(void *arg, struct link *link, const struct err *err)
-{
-    struct departure *departure = arg;
-    (void)link;
-    session_lost(&departure->session, err);
-}
-
-/* A tenth of a second of a limited bandwidth: what is queued delays a cancel, and the switch. */
-static size_t queue_bytes(const struct departure *departure)
-{
-    uint64_t bandwidth = departure->options.bandwidth;
-    return bandwidth ? MIN(MAX(bandwidth / 10, 256 * KiB), 2 * MiB) : 2 * MiB;
-}
-
-static int open_link(struct departure *departure, bool control, int64_t deadline, struct link **ret,
-                     struct err *err)
-{
-    const struct move_peer *peer = &departure->options.peer;
-    struct tls *tls;
-    char id[ID_TEXT_SIZE], server_name[ID_TEXT_SIZE + 8];
-    snprintf(server_name, sizeof server_name, "%s.orai",
-             id_format(&machine_config(departure->machine)->id, id));
-    int r = tls_connect(departure->host->identity, peer->address, peer->port, server_name, &peer->fingerprint,
-                        deadline, &tls, err);
-    if (r < 0)
-        return r;
-    struct link_options options = {
-        .vm = machine_config(departure->machine)->id,
-        .epoch = departure->next_epoch,
-        .budget = departure->session.budget, /* control too: files and probes are not small */
-        .heartbeat = control,
-        .stall_ms = control ? MOVE_STALL_MS : MOVE_DATA_STALL_MS,
-        .queue_bytes = control ? 0 : queue_bytes(departure),
-    };
-    struct link_handler handler = {.frame = on_frame, .closed = on_closed, .arg = departure};
-    return link_start(tls, &options, &handler, ret, err);
-}
-
-int departure_await(struct departure *departure, enum frame_type type, int64_t deadline, struct err *err)
-{
-    for (;;) {
-        struct mail *mail;
-        int r = session_next(&departure->session, deadline, &mail, err);
-        if (r == -EAGAIN)
-            return err_set(err, ETIMEDOUT, "the destination did not answer in time (waiting for \"%s\")",
-                           frame_type_name(type));
-        if (r < 0)
-            return r;
-        enum frame_type came = mail->frame.type;
-        free(mail);
-        departure->opened = departure->opened || came == FRAME_OPENED;
-        if (came == type)
-            return 0;
-        if (came != FRAME_OPENED)
-            return err_set(err, EPROTO, "the destination sent \"%s\" where \"%s\" was due",
-                           frame_type_name(came), frame_type_name(type));
-    }
-}
-
-/* Every connection begins with a hello and its answer. */
-static int greet(struct departure *departure, struct link *link, const char *role, int index,
-                 int64_t deadline, struct err *err)
-{
-    char move[ID_TEXT_SIZE];
-    _cleanup_json_ json_t *hello =
-        json_pack("{s:i, s:s, s:i, s:s, s:s, s:s}", "protocol", MOVE_PROTOCOL_VERSION, "role", role, "index",
-                  index, "move", id_format(&departure->options.move, move), "host", departure->host->name,
-                  "version", ORAI_VERSION);
-    int r = link_send_json(link, FRAME_HELLO, hello, err);
-    return r < 0 ? r : departure_await(departure, FRAME_HELLO, deadline, err);
-}
-
-int departure_connect(struct departure *departure, bool again, int64_t deadline, struct err *err)
-{
-    int r = open_link(departure, true, deadline, &departure->session.control, err);
-    if (r == 0)
-        r = greet(departure, departure->session.control, again ? "again" : "control", 0, deadline, err);
-    return r;
-}
-
-static int connect_data(struct departure *departure, struct err *err)
-{
-    struct session *session = &departure->session;
-    int64_t deadline = clock_now() + CONNECT_NS;
-    for (unsigned i = 0; i < departure->options.connections; i++) {
-        struct link *link;
-        int r = open_link(departure, false, deadline, &link, err);
-        if (r < 0)
-            return r;
-        session_add_data(session, link);
-        r = greet(departure, link, "data", (int)i, deadline, err);
-        if (r < 0)
-            return r;
-    }
-    return 0;
-}
 
 /* --- files that travel with the VM ---------------------------------------------------------------------- */
 
@@ -472,7 +339,7 @@ static int prepare(struct departure *departure, const struct travelling_file fil
     for (size_t i = 0; r == 0 && i < departure_disks(departure); i++)
         r = make_relocate(departure, i, &bases[i], err);
     if (r == 0 && !departure->options.dry_run)
-        r = connect_data(departure, err);
+        r = departure_connect_data(departure, err);
     if (r == 0)
         r = plan_measure(departure, err);
     if (r == 0 && !departure->options.dry_run)
@@ -495,7 +362,7 @@ int departure_prepare(struct departure *departure, struct err *err)
     departure->guest_runs = r == 0 && strcmp(status, "running") == 0;
     plan_begin(departure);
     if (r == 0)
-        r = departure_connect(departure, false, clock_now() + CONNECT_NS, err);
+        r = departure_connect(departure, false, clock_now() + MOVE_CONNECT_NS, err);
     if (r == 0)
         r = files_load(departure, files, err);
     if (r == 0)

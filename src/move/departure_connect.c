@@ -1,0 +1,187 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * The source's connections: one for control, then those for data. Frames that come on them are handed to the
+ * walker, but for a few that the link's own thread takes.
+ */
+#include "base/clock.h"
+#include "base/json.h"
+#include "base/macro.h"
+#include "move/departure.h"
+
+#include <errno.h>
+#include <string.h>
+
+/* Only return traffic arrives on data links; control frames go to the walker. */
+static int on_frame(void *arg, struct link *link, const struct frame *frame, const uint8_t *payload,
+                    struct err *err)
+{
+    struct departure *departure = arg;
+    struct session *session = &departure->session;
+    struct wire_mark mark;
+    switch (frame->type) {
+    case FRAME_BACK:
+        return session->relay ? relay_write(session->relay, payload, frame->length, err) : 0;
+    case FRAME_CANCEL:
+        session->cancel_heard = true;
+        session_cancel(session);
+        return 0;
+    case FRAME_MARKED:
+        if (wire_mark_decode(payload, frame->length, &mark, err) < 0)
+            return -EPROTO;
+        pthread_mutex_lock(&session->lock);
+        session->marked = mark.sequence;
+        pthread_mutex_unlock(&session->lock);
+        session_wake(session);
+        return 0;
+    case FRAME_ERROR: {
+        int r = session_post(session, link, frame, payload, err);
+        session_stop_data(session); /* the walker may wait there for room that nobody will make */
+        return r;
+    }
+    default:
+        return session_post(session, link, frame, payload, err);
+    }
+}
+
+static void on_closed(void *arg, struct link *link, const struct err *err)
+{
+    struct departure *departure = arg;
+    (void)link;
+    session_lost(&departure->session, err);
+}
+
+/* A tenth of a second of a limited bandwidth: what is queued delays a cancel, and the switch. */
+static size_t queue_bytes(const struct departure *departure)
+{
+    uint64_t bandwidth = departure->options.bandwidth;
+    return bandwidth ? MIN(MAX(bandwidth / 10, 256 * KiB), 2 * MiB) : 2 * MiB;
+}
+
+/* A connection's handshakes, which may run on a thread of their own; `err` and `tls` are what came of it. */
+struct opening {
+    struct departure *departure;
+    int64_t deadline;
+    struct tls *tls; /* NULL: failed */
+    struct err err;
+    pthread_t thread;
+    bool running;
+};
+
+static void *shake_hands(void *arg)
+{
+    struct opening *opening = arg;
+    const struct departure *departure = opening->departure;
+    const struct move_peer *peer = &departure->options.peer;
+    char id[ID_TEXT_SIZE], server_name[ID_TEXT_SIZE + 8];
+    snprintf(server_name, sizeof server_name, "%s.orai",
+             id_format(&machine_config(departure->machine)->id, id));
+    if (tls_connect(departure->host->identity, peer->address, peer->port, server_name, &peer->fingerprint,
+                    opening->deadline, &opening->tls, &opening->err) < 0)
+        opening->tls = NULL;
+    return NULL;
+}
+
+static int start_link(struct departure *departure, bool control, struct tls *tls, struct link **ret,
+                      struct err *err)
+{
+    struct link_options options = {
+        .vm = machine_config(departure->machine)->id,
+        .epoch = departure->next_epoch,
+        .budget = departure->session.budget, /* control too: files and probes are not small */
+        .heartbeat = control,
+        .stall_ms = control ? MOVE_STALL_MS : MOVE_DATA_STALL_MS,
+        .queue_bytes = control ? 0 : queue_bytes(departure),
+    };
+    struct link_handler handler = {.frame = on_frame, .closed = on_closed, .arg = departure};
+    return link_start(tls, &options, &handler, ret, err);
+}
+
+int departure_await(struct departure *departure, enum frame_type type, int64_t deadline, struct err *err)
+{
+    for (;;) {
+        struct mail *mail;
+        int r = session_next(&departure->session, deadline, &mail, err);
+        if (r == -EAGAIN)
+            return err_set(err, ETIMEDOUT, "the destination did not answer in time (waiting for \"%s\")",
+                           frame_type_name(type));
+        if (r < 0)
+            return r;
+        enum frame_type came = mail->frame.type;
+        free(mail);
+        departure->opened = departure->opened || came == FRAME_OPENED;
+        if (came == type)
+            return 0;
+        if (came != FRAME_OPENED)
+            return err_set(err, EPROTO, "the destination sent \"%s\" where \"%s\" was due",
+                           frame_type_name(came), frame_type_name(type));
+    }
+}
+
+/* Every connection begins with a hello and its answer. */
+static int greet(struct departure *departure, struct link *link, const char *role, int index,
+                 int64_t deadline, struct err *err)
+{
+    char move[ID_TEXT_SIZE];
+    _cleanup_json_ json_t *hello =
+        json_pack("{s:i, s:s, s:i, s:s, s:s, s:s}", "protocol", MOVE_PROTOCOL_VERSION, "role", role, "index",
+                  index, "move", id_format(&departure->options.move, move), "host", departure->host->name,
+                  "version", ORAI_VERSION);
+    int r = link_send_json(link, FRAME_HELLO, hello, err);
+    return r < 0 ? r : departure_await(departure, FRAME_HELLO, deadline, err);
+}
+
+int departure_connect(struct departure *departure, bool again, int64_t deadline, struct err *err)
+{
+    struct opening opening = {.departure = departure, .deadline = deadline};
+    shake_hands(&opening);
+    if (!opening.tls) {
+        *err = opening.err;
+        return -err->code;
+    }
+    int r = start_link(departure, true, opening.tls, &departure->session.control, err);
+    if (r == 0)
+        r = greet(departure, departure->session.control, again ? "again" : "control", 0, deadline, err);
+    return r;
+}
+
+/* The destination takes data connections in their order, so they are greeted one after the other. */
+static int add_data(struct departure *departure, unsigned index, const struct opening *opening,
+                    struct err *err)
+{
+    struct link *link;
+    if (!opening->tls) {
+        *err = opening->err;
+        return -err->code;
+    }
+    int r = start_link(departure, false, opening->tls, &link, err);
+    if (r < 0)
+        return r;
+    session_add_data(&departure->session, link);
+    return greet(departure, link, "data", (int)index, opening->deadline, err);
+}
+
+/* Their handshakes, which are most of the round trips, run side by side. */
+int departure_connect_data(struct departure *departure, struct err *err)
+{
+    struct opening openings[MOVE_MAX_CONNECTIONS];
+    unsigned count = departure->options.connections;
+    int64_t deadline = clock_now() + MOVE_CONNECT_NS;
+    int r = 0;
+    assert(count <= MOVE_MAX_CONNECTIONS);
+    for (unsigned i = 0; i < count; i++) {
+        openings[i] = (struct opening){.departure = departure, .deadline = deadline};
+        openings[i].running = pthread_create(&openings[i].thread, NULL, shake_hands, &openings[i]) == 0;
+        if (!openings[i].running)
+            shake_hands(&openings[i]);
+    }
+    for (unsigned i = 0; i < count; i++)
+        if (openings[i].running)
+            pthread_join(openings[i].thread, NULL);
+    for (unsigned i = 0; i < count; i++) {
+        if (r == 0)
+            r = add_data(departure, i, &openings[i], err);
+        else
+            tls_close(openings[i].tls);
+    }
+    return r;
+}
