@@ -9,6 +9,7 @@
 
 #include "base/endian.h"
 
+#include <assert.h>
 #include <stdlib.h>
 #include <string.h>
 #include <xxhash.h>
