@@ -17,7 +17,7 @@ deb_packages=(git build-essential debhelper)
 run_packages=(qemu-system-x86 qemu-utils iproute2 openssl)
 lab_packages=(python3 python3-pytest python3-yaml python3-jsonschema mmdebstrap busybox-static
     cpio xz-utils e2fsprogs apache2-utils)
-check_packages=("${deb_packages[@]}" systemd clang "$(clang_runtime)" clang-tidy shellcheck man-db fio nbdkit libnbd-bin bash-completion zsh fish)
+check_packages=("${deb_packages[@]}" systemd clang "$(clang_runtime)" clang-tidy shellcheck man-db fio nbdkit libnbd-bin libglib2.0-dev bash-completion zsh fish)
 
 is_installed() {
     dpkg-query -W -f '${Status}' "$1" 2>/dev/null | grep -q '^install ok installed'
