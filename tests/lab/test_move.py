@@ -22,7 +22,8 @@ def move(guest, source, target, *options):
     guest.check_alive()
     silence = guest.datagrams.longest_silence(since=began)
     assert silence < MAX_BLACKOUT, f"neighbours heard nothing for {silence * 1000:.0f} ms"
-    assert result["blackout_ms"] is not None and result["blackout_ms"] / 1000 < silence + 0.05
+    # The hosts hear of the guest's going on after it has gone on: on a busy machine by a time slice or two.
+    assert result["blackout_ms"] is not None and result["blackout_ms"] / 1000 < silence + 0.15
     states = guest.lab.where(guest.name)
     assert states.pop(target.name) == "running"
     assert "running" not in states.values() and states[source.name] == "replica"
