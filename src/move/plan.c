@@ -184,8 +184,8 @@ static double precopy_seconds(double volume, double rate, double dirty, double *
     return volume / gain;
 }
 
-/* A host with more to run than cores does the same work later; about half of a move's time is the link's,
- * though. */
+/* A host with more to run than cores does the same work later, though a move's part of it goes before
+ * others'. The link's rate was measured on this host as it is, so only what the programs do is stretched. */
 static double busy_factor(void)
 {
     double load = 0, cores = (double)sysconf(_SC_NPROCESSORS_ONLN);
@@ -198,15 +198,14 @@ static void model(struct departure *departure)
 {
     struct prediction *prediction = &departure->prediction;
     double link = (double)prediction->link_rate, dirty = (double)departure->memory_dirty_rate, memory_bytes;
-    double memory_rate = MIN(link, MEMORY_PATH_RATE);
+    double busy = busy_factor(), memory_rate = MIN(link, MEMORY_PATH_RATE / busy);
     double work = precopy_seconds((double)departure->used_memory, memory_rate, dirty, &memory_bytes);
-    work += (double)machine_config(departure->machine)->memory / SCAN_RATE;
-    work += (double)prediction->disk_bytes / MIN(link, DISK_PATH_RATE);
-    prediction->seconds =
-        departure->prepared + ROUNDS_SECONDS + work * busy_factor() + 6 * prediction->rtt_ms / 1000;
+    work += (double)machine_config(departure->machine)->memory / SCAN_RATE * busy;
+    work += (double)prediction->disk_bytes / MIN(link, DISK_PATH_RATE / busy);
+    prediction->seconds = departure->prepared + ROUNDS_SECONDS * busy + work + 6 * prediction->rtt_ms / 1000;
     prediction->memory_bytes = (uint64_t)memory_bytes;
     prediction->blackout_ms =
-        (uint64_t)(FIXED_BLACKOUT_MS * busy_factor() + 3 * prediction->rtt_ms +
+        (uint64_t)(FIXED_BLACKOUT_MS * busy + 3 * prediction->rtt_ms +
                    MIN((double)departure->options.max_blackout_ms / 2, dirty / memory_rate * 100));
     prediction->known = true;
     progress_predict(departure->progress, prediction);
