@@ -7,6 +7,7 @@
  *   IMAGE.map       generation map: for each 4 KiB block the generation of its last write (genmap.h)
  *   IMAGE.lineage   disk id, current generation's ancestors, what this copy is (lineage.h)
  *   IMAGE.intent    extents written since the map was last made durable (intent.h): the crash rule
+ *   IMAGE.missing   only while the disk is split: blocks whose newest data is still on another host (split.h)
  *
  * Generations (the project's idea of "what changed since when"; DBT in the thesis that Orai grew from):
  * `current` grows at every open for writing, at every pre-copy round and at every hand-over. A write marks
@@ -43,11 +44,11 @@ enum disk_open_flags {
 int disk_create(const char *path, uint64_t size, const char *base, const struct id *base_hash,
                 struct err *err);
 
-/* Opens for writing only a copy whose claim is OWNER or FORK (else -EROFS), unless DISK_FROZEN says that it
- * is one that arrives. A block device is named by a symbolic link to it; the side files lie beside the link.
- * After an unclean stop (another boot than the intent record's) the blocks of every intended extent are
- * marked first. Opening for writing without DISK_FROZEN starts a new generation. An exclusive lock on the map
- * keeps a second opener out (-EBUSY); read-only openers share. */
+/* Opens for writing only a copy whose claim is OWNER, FORK or SPLIT (else -EROFS), unless DISK_FROZEN says
+ * that it is one that arrives. A block device is named by a symbolic link to it; the side files lie beside
+ * the link. After an unclean stop (another boot than the intent record's) the blocks of every intended extent
+ * are marked first. Opening for writing without DISK_FROZEN starts a new generation. An exclusive lock on the
+ * map keeps a second opener out (-EBUSY); read-only openers share. */
 int disk_open(const char *image, unsigned flags, struct disk **ret, struct err *err);
 /* Makes everything durable, marks the stop as clean. Returns the first error of that; frees in any case. */
 int disk_close(struct disk *disk, struct err *err);
@@ -62,7 +63,8 @@ int disk_fd(const struct disk *disk);
 
 /* --- the data path: NBD server ------------------------------------------------------------------------- */
 
-/* Whole or -errno (-ENOSPC, -EIO, -EROFS...). Ranges outside the disk are -EINVAL. */
+/* Whole or -errno (-ENOSPC, -EIO, -EROFS...). Ranges outside the disk are -EINVAL. -EAGAIN, with nothing
+ * done, when blocks of a split disk must come first (split.h). */
 int disk_read(struct disk *disk, void *data, size_t size, uint64_t offset);
 int disk_write(struct disk *disk, const void *data, size_t size, uint64_t offset, bool fua);
 enum disk_zero_flags { DISK_ZERO_NO_HOLE = 1 << 0, DISK_ZERO_FAST = 1 << 1, DISK_ZERO_FUA = 1 << 2 };
@@ -70,7 +72,7 @@ enum disk_zero_flags { DISK_ZERO_NO_HOLE = 1 << 0, DISK_ZERO_FAST = 1 << 1, DISK
 int disk_zero(struct disk *disk, uint64_t size, uint64_t offset, unsigned flags);
 /* Punches a hole; reads zeroes afterwards. */
 int disk_trim(struct disk *disk, uint64_t size, uint64_t offset, bool fua);
-/* Every write acknowledged before on any connection is durable afterwards. */
+/* Every write acknowledged before on any connection is durable afterwards, and never fetched again. */
 int disk_flush(struct disk *disk);
 /* Declares writes to come, so that a batch of them pays for one intent record only. Optional. */
 struct disk_range {
@@ -127,5 +129,6 @@ int disk_checkpoint(struct disk *disk);
 int disk_lineage(const struct disk *disk, struct lineage **ret, struct err *err);
 /* Makes image and map durable, then replaces the lineage, durably. The current generation becomes at least
  * its newest
- * + 1. Whether writes are let through follows the new claim: with REPLICA or PARTIAL they get -EROFS. */
+ * + 1. Whether writes are let through follows the new claim: with REPLICA or PARTIAL they get -EROFS.
+ * -EBUSY for a split disk, which only disk_whole makes anything else. */
 int disk_set_lineage(struct disk *disk, const struct lineage *lineage, struct err *err);
