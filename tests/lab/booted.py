@@ -19,6 +19,8 @@ SCRIPT = Path(__file__).parent / "boot-systemd"
 
 
 class BootedHost(Host):
+    """`package` must not lie in /tmp or /run: the host has its own."""
+
     def __init__(self, name, namespace, link, address, folder, package):
         super().__init__(name, namespace, link, address, folder, build=None)
         self.package, self.machine = Path(package), folder / "machine"

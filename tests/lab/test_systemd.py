@@ -5,6 +5,7 @@ ORAI_DEB names the package; without it one is built from the tracked files as th
 
 import os
 import subprocess
+import tempfile
 import time
 from pathlib import Path
 
@@ -17,12 +18,13 @@ from test_move import move
 
 
 @pytest.fixture(scope="module")
-def package(tmp_path_factory):
+def package():
     if "ORAI_DEB" in os.environ:
-        return Path(os.environ["ORAI_DEB"]).resolve()
-    folder = tmp_path_factory.mktemp("package")
-    subprocess.run([ROOT / "packaging" / "build-deb", "--worktree", folder], check=True, capture_output=True)
-    return next(folder.glob("orai_*.deb"))
+        yield Path(os.environ["ORAI_DEB"]).resolve()
+        return
+    with tempfile.TemporaryDirectory(prefix="orai-package-", dir="/var/tmp") as folder:
+        subprocess.run([ROOT / "packaging" / "build-deb", "--worktree", folder], check=True, capture_output=True)
+        yield next(Path(folder).glob("orai_*.deb"))
 
 
 @pytest.fixture
