@@ -14,16 +14,18 @@
 static const char magic[4] = {'O', 'R', 'F', '1'};
 
 static const char *const type_names[] = {
-    [FRAME_HELLO] = "hello",     [FRAME_PING] = "ping",         [FRAME_ERROR] = "error",
-    [FRAME_PREPARE] = "prepare", [FRAME_PREPARED] = "prepared", [FRAME_LINEAGE] = "lineage",
-    [FRAME_FILE] = "file",       [FRAME_BASE] = "base",         [FRAME_FORK] = "fork",
-    [FRAME_OPENED] = "opened",   [FRAME_RUN] = "run",           [FRAME_MARK] = "mark",
-    [FRAME_MARKED] = "marked",   [FRAME_STREAM] = "stream",     [FRAME_BACK] = "back",
-    [FRAME_PROBE] = "probe",     [FRAME_PROBED] = "probed",     [FRAME_LOADED] = "loaded",
-    [FRAME_HASHES] = "hashes",   [FRAME_WANTED] = "wanted",     [FRAME_PAGE] = "page",
-    [FRAME_READY] = "ready",     [FRAME_COMMIT] = "commit",     [FRAME_RUNNING] = "running",
-    [FRAME_REFUSED] = "refused", [FRAME_FINISH] = "finish",     [FRAME_PROGRESS] = "progress",
-    [FRAME_CANCEL] = "cancel",
+    [FRAME_HELLO] = "hello",       [FRAME_PING] = "ping",         [FRAME_ERROR] = "error",
+    [FRAME_PREPARE] = "prepare",   [FRAME_PREPARED] = "prepared", [FRAME_LINEAGE] = "lineage",
+    [FRAME_FILE] = "file",         [FRAME_BASE] = "base",         [FRAME_FORK] = "fork",
+    [FRAME_OPENED] = "opened",     [FRAME_RUN] = "run",           [FRAME_MARK] = "mark",
+    [FRAME_MARKED] = "marked",     [FRAME_STREAM] = "stream",     [FRAME_BACK] = "back",
+    [FRAME_PROBE] = "probe",       [FRAME_PROBED] = "probed",     [FRAME_LOADED] = "loaded",
+    [FRAME_HASHES] = "hashes",     [FRAME_WANTED] = "wanted",     [FRAME_PAGE] = "page",
+    [FRAME_READY] = "ready",       [FRAME_COMMIT] = "commit",     [FRAME_RUNNING] = "running",
+    [FRAME_REFUSED] = "refused",   [FRAME_FINISH] = "finish",     [FRAME_PROGRESS] = "progress",
+    [FRAME_CANCEL] = "cancel",     [FRAME_MISSING] = "missing",   [FRAME_FETCH] = "fetch",
+    [FRAME_FETCHED] = "fetched",   [FRAME_HOT] = "hot",           [FRAME_RELEASE] = "release",
+    [FRAME_RELEASED] = "released",
 };
 static_assert(sizeof type_names / sizeof *type_names == FRAME_TYPE_END, "a name for each type");
 
@@ -136,11 +138,43 @@ void wire_claim_encode(const struct wire_claim *claim, uint8_t ret[WIRE_CLAIM_SI
 int wire_claim_decode(const uint8_t *payload, size_t size, struct wire_claim *ret,
                       const uint8_t **ret_lineage, size_t *ret_size, struct err *err)
 {
-    if (size < WIRE_CLAIM_SIZE || (get_le16(payload + 2) & ~(WIRE_CLAIM_FINAL | WIRE_CLAIM_LAST)))
+    if (size < WIRE_CLAIM_SIZE ||
+        (get_le16(payload + 2) & ~(WIRE_CLAIM_FINAL | WIRE_CLAIM_LAST | WIRE_CLAIM_SPLIT)))
         return err_set(err, EPROTO, "a lineage message of %zu bytes that makes no sense", size);
     *ret = (struct wire_claim){
         .disk = get_le16(payload), .flags = get_le16(payload + 2), .sequence = get_le32(payload + 4)};
     *ret_lineage = payload + WIRE_CLAIM_SIZE;
     *ret_size = size - WIRE_CLAIM_SIZE;
+    return 0;
+}
+
+void wire_fetch_encode(const struct wire_fetch *fetch, uint8_t ret[WIRE_FETCH_SIZE])
+{
+    put_le16(ret, fetch->disk);
+    put_le16(ret + 2, 0);
+    put_le32(ret + 4, fetch->above);
+    put_le32(ret + 8, fetch->upto);
+    put_le32(ret + 12, fetch->count);
+    put_le64(ret + 16, fetch->block);
+    put_le64(ret + 24, fetch->serial);
+}
+
+int wire_fetch_decode(const uint8_t *payload, size_t size, struct wire_fetch *ret, struct err *err)
+{
+    if (size != WIRE_FETCH_SIZE)
+        return err_set(err, EPROTO, "a request for blocks of %zu bytes", size);
+    struct wire_fetch fetch = {
+        .disk = get_le16(payload),
+        .above = get_le32(payload + 4),
+        .upto = get_le32(payload + 8),
+        .count = get_le32(payload + 12),
+        .block = get_le64(payload + 16),
+        .serial = get_le64(payload + 24),
+    };
+    if (get_le16(payload + 2) || fetch.count == 0 || fetch.count > WIRE_FETCH_MAX_BLOCKS ||
+        fetch.block > UINT64_MAX / BLOCK - fetch.count)
+        return err_set(err, EPROTO, "a request for %u blocks at block %llu", fetch.count,
+                       (unsigned long long)fetch.block);
+    *ret = fetch;
     return 0;
 }

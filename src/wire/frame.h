@@ -53,6 +53,12 @@ enum frame_type {
     FRAME_HASHES,   /* memory/compare.h, source -> destination on data connection 0 */
     FRAME_WANTED,   /* n x u64 page, back: the pages that differ */
     FRAME_PAGE,     /* u64 page, 4096 bytes; empty: that was all */
+    FRAME_MISSING,  /* struct wire_claim_v1, bits (disk/split.h), source -> destination: what comes later */
+    FRAME_FETCH,    /* struct wire_fetch_v1, borrower -> lender: blocks are wanted */
+    FRAME_FETCHED,  /* the same back, after the runs that answer it */
+    FRAME_HOT,      /* struct wire_claim_v1, n x u32 extent, lender -> borrower: hottest first */
+    FRAME_RELEASE,  /* borrower -> lender: nothing is wanted any more */
+    FRAME_RELEASED, /* back: heard, durably */
     FRAME_TYPE_END
 };
 
@@ -106,6 +112,7 @@ int wire_mark_decode(const uint8_t *payload, size_t size, struct wire_mark *ret,
 enum wire_claim_flags {
     WIRE_CLAIM_FINAL = 1, /* the hand-over's: nothing comes after this mark */
     WIRE_CLAIM_LAST = 2,  /* no further claim belongs to this mark */
+    WIRE_CLAIM_SPLIT = 4, /* with FINAL: the copy lacks what the disk's MISSING named */
 };
 struct wire_claim {
     uint16_t disk, flags;
@@ -115,3 +122,18 @@ void wire_claim_encode(const struct wire_claim *claim, uint8_t ret[WIRE_CLAIM_SI
 /* *ret_lineage points into `payload`. */
 int wire_claim_decode(const uint8_t *payload, size_t size, struct wire_claim *ret,
                       const uint8_t **ret_lineage, size_t *ret_size, struct err *err);
+
+/* Blocks of a split disk that are wanted, as far as their numbers are above `above` and not above `upto`. An
+ * answer is runs, then the same message as FRAME_FETCHED: what it names and no run brought is as the borrower
+ * has it.
+ *   0 disk u16   2 flags u16   4 above u32   8 upto u32   12 count u32   16 block u64   24 serial u64 */
+#define WIRE_FETCH_SIZE 32
+#define WIRE_FETCH_MAX_BLOCKS 256U
+struct wire_fetch {
+    uint16_t disk;
+    uint32_t above, upto, count;
+    uint64_t block;
+    uint64_t serial; /* the borrower's own */
+};
+void wire_fetch_encode(const struct wire_fetch *fetch, uint8_t ret[WIRE_FETCH_SIZE]);
+int wire_fetch_decode(const uint8_t *payload, size_t size, struct wire_fetch *ret, struct err *err);

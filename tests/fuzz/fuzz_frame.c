@@ -11,6 +11,17 @@
 #include <stdlib.h>
 #include <string.h>
 
+static void try_fetch(const uint8_t *payload, size_t size)
+{
+    struct wire_fetch fetch;
+    uint8_t again[WIRE_FETCH_SIZE];
+    if (wire_fetch_decode(payload, size, &fetch, NULL) < 0)
+        return;
+    check(fetch.count > 0 && fetch.count <= WIRE_FETCH_MAX_BLOCKS && fetch.block + fetch.count > fetch.block);
+    wire_fetch_encode(&fetch, again);
+    check(memcmp(again, payload, sizeof again) == 0);
+}
+
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
 
 static void check(bool ok)
@@ -50,6 +61,17 @@ static void try_claim(const uint8_t *payload, size_t size)
         lineage_free(lineage);
 }
 
+static void try_fetch(const uint8_t *payload, size_t size)
+{
+    struct wire_fetch fetch;
+    uint8_t again[WIRE_FETCH_SIZE];
+    if (wire_fetch_decode(payload, size, &fetch, NULL) < 0)
+        return;
+    check(fetch.count > 0 && fetch.count <= WIRE_FETCH_MAX_BLOCKS && fetch.block + fetch.count > fetch.block);
+    wire_fetch_encode(&fetch, again);
+    check(memcmp(again, payload, sizeof again) == 0);
+}
+
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 {
     struct frame frame;
@@ -72,7 +94,9 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
     else if (frame.type == FRAME_MARK || frame.type == FRAME_MARKED)
         check(wire_mark_decode(payload, length, &mark, NULL) == 0 ? length == WIRE_MARK_SIZE
                                                                   : length != WIRE_MARK_SIZE);
-    else if (frame.type == FRAME_LINEAGE)
+    else if (frame.type == FRAME_LINEAGE || frame.type == FRAME_MISSING || frame.type == FRAME_HOT)
         try_claim(payload, length);
+    else if (frame.type == FRAME_FETCH || frame.type == FRAME_FETCHED)
+        try_fetch(payload, length);
     return 0;
 }

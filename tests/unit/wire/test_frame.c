@@ -336,11 +336,49 @@ static void test_a_truncated_claim_or_one_with_unknown_flags_is_refused(void **s
     size_t size = 4711;
     for (size_t cut = 0; cut < WIRE_CLAIM_SIZE; cut++)
         assert_int_equal(wire_claim_decode(bytes, cut, &claim, &lineage, &size, NULL), -EPROTO);
-    bytes[2] = 4;
+    bytes[2] = 8;
     assert_int_equal(wire_claim_decode(bytes, sizeof bytes, &claim, &lineage, &size, NULL), -EPROTO);
     assert_int_equal(claim.disk, 1);
     assert_null(lineage);
     assert_int_equal(size, 4711);
+}
+
+static const struct wire_fetch some_fetch = {
+    .disk = 3, .above = 7, .upto = 9, .count = 256, .block = UINT64_C(1) << 40, .serial = 4711};
+
+static void test_a_fetch_comes_back(void **state)
+{
+    uint8_t bytes[WIRE_FETCH_SIZE];
+    struct wire_fetch fetch;
+    wire_fetch_encode(&some_fetch, bytes);
+    assert_int_equal(wire_fetch_decode(bytes, sizeof bytes, &fetch, NULL), 0);
+    assert_int_equal(fetch.disk, 3);
+    assert_int_equal(fetch.above, 7);
+    assert_int_equal(fetch.upto, 9);
+    assert_int_equal(fetch.count, 256);
+    assert_int_equal(fetch.block, UINT64_C(1) << 40);
+    assert_int_equal(fetch.serial, 4711);
+}
+
+static void test_a_fetch_that_makes_no_sense_is_refused(void **state)
+{
+    uint8_t bytes[WIRE_FETCH_SIZE];
+    struct wire_fetch fetch = {.disk = 1};
+    const struct wire_fetch strange[] = {
+        {.count = 0},
+        {.count = WIRE_FETCH_MAX_BLOCKS + 1},
+        {.count = 1, .block = UINT64_MAX},
+        {.count = 1, .block = UINT64_MAX / 4096},
+    };
+    for (size_t i = 0; i < sizeof strange / sizeof *strange; i++) {
+        wire_fetch_encode(&strange[i], bytes);
+        assert_int_equal(wire_fetch_decode(bytes, sizeof bytes, &fetch, NULL), -EPROTO);
+    }
+    wire_fetch_encode(&some_fetch, bytes);
+    assert_int_equal(wire_fetch_decode(bytes, sizeof bytes - 1, &fetch, NULL), -EPROTO);
+    bytes[2] = 1;
+    assert_int_equal(wire_fetch_decode(bytes, sizeof bytes, &fetch, NULL), -EPROTO);
+    assert_int_equal(fetch.disk, 1);
 }
 
 int main(void)
@@ -367,6 +405,8 @@ int main(void)
         cmocka_unit_test(test_a_mark_comes_back),
         cmocka_unit_test(test_a_mark_of_another_size_is_refused),
         cmocka_unit_test(test_a_claim_comes_back_with_its_lineage),
+        cmocka_unit_test(test_a_fetch_comes_back),
+        cmocka_unit_test(test_a_fetch_that_makes_no_sense_is_refused),
         cmocka_unit_test(test_a_truncated_claim_or_one_with_unknown_flags_is_refused),
     };
     return cmocka_run_group_tests_name("frame", tests, NULL, NULL);
