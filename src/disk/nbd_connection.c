@@ -19,6 +19,8 @@
  * not been answered. What cannot be parked, a long WRITE or when there is no room, holds up its connection,
  * where the parked ones are still served. Whatever is parked when the connection ends is dropped unanswered,
  * on purpose: QEMU asks again on its next connection, while it would give the guest an error that we send.
+ * What has waited for NBD_PARK_NSEC gets one, so that the guest stands still until the blocks come, instead
+ * of working with a disk that does not answer.
  *
  * A client that breaks the protocol loses its connection; one that asks for something impossible gets the
  * specification's error. A client that stops reading its replies, or stops in the middle of a request, holds
@@ -185,6 +187,19 @@ static int retry_parked(struct nbd_connection *connection)
     return r;
 }
 
+/* QEMU stops the guest on the error and asks again when it goes on (rerror=stop, werror=stop). */
+static int give_up_parked(struct nbd_connection *connection)
+{
+    struct nbd_parked *parked;
+    int r = 0;
+    while (r == 0 && (parked = nbd_parking_expired(&connection->parking, clock_now()))) {
+        r = nbd_serve_reply(connection, &parked->request, NBD_EIO);
+        free(parked);
+    }
+    nbd_parking_report(&connection->parking);
+    return r;
+}
+
 static void drain_wake(struct nbd_connection *connection)
 {
     uint64_t count;
@@ -201,7 +216,8 @@ static int wait_for_blocks(struct nbd_connection *connection, bool client)
         {.fd = connection->parking.wake, .events = POLLIN},
         {.fd = connection->channel.fd, .events = client ? POLLIN | POLLRDHUP : POLLRDHUP},
     };
-    if (r < 0 || (poll(pollers, ARRAY_SIZE(pollers), -1) < 0 && errno != EINTR))
+    int timeout = nbd_parking_timeout(&connection->parking);
+    if (r < 0 || (poll(pollers, ARRAY_SIZE(pollers), timeout) < 0 && errno != EINTR))
         return r < 0 ? r : -errno;
     if (pollers[1].revents & (POLLRDHUP | POLLHUP | POLLERR) && !client)
         return -ESHUTDOWN; /* the server stops, or the client has gone: nobody waits any more */
@@ -209,6 +225,8 @@ static int wait_for_blocks(struct nbd_connection *connection, bool client)
         drain_wake(connection);
         r = retry_parked(connection);
     }
+    if (r == 0)
+        r = give_up_parked(connection);
     return r < 0 ? r : pollers[1].revents != 0;
 }
 

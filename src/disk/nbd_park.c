@@ -86,6 +86,20 @@ struct nbd_parked *nbd_parking_take(struct nbd_parking *parking, struct nbd_park
     return NULL;
 }
 
+struct nbd_parked *nbd_parking_expired(struct nbd_parking *parking, int64_t now)
+{
+    struct nbd_parked *oldest = parking->first;
+    if (!oldest || now < oldest->since + NBD_PARK_NSEC)
+        return NULL;
+    unlink_parked(parking, &parking->first);
+    return oldest;
+}
+
+int nbd_parking_timeout(const struct nbd_parking *parking)
+{
+    return parking->first ? clock_poll_ms(parking->first->since + NBD_PARK_NSEC) : -1;
+}
+
 void nbd_parking_report(struct nbd_parking *parking)
 {
     int64_t since = parking->first ? parking->first->since : 0;

@@ -6,6 +6,7 @@
  */
 #pragma once
 
+#include "base/clock.h"
 #include "disk/nbd_request.h"
 #include "disk/split.h"
 
@@ -15,6 +16,7 @@
 
 #define NBD_PARK_MAX 256U
 #define NBD_PARK_BYTES ((size_t)1 << 20)
+#define NBD_PARK_NSEC (30 * NSEC_PER_SEC) /* then it gets an I/O error, on which QEMU stops the guest */
 
 struct nbd_parked {
     struct nbd_parked *next;
@@ -48,5 +50,9 @@ int nbd_parking_add(struct nbd_parking *parking, const struct nbd_request *reque
 /* The first request behind *at (NULL = the beginning) that lacks nothing any more; the caller's to free. *at
  * becomes the one before it. NULL when there is none. */
 struct nbd_parked *nbd_parking_take(struct nbd_parking *parking, struct nbd_parked **at);
+/* The oldest request, once it has waited for NBD_PARK_NSEC; the caller's to free. */
+struct nbd_parked *nbd_parking_expired(struct nbd_parking *parking, int64_t now);
+/* Milliseconds until there may be one, for poll(2); -1 = nothing is parked. */
+int nbd_parking_timeout(const struct nbd_parking *parking);
 /* Tells the disk since when somebody waits here. */
 void nbd_parking_report(struct nbd_parking *parking);

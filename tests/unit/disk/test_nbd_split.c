@@ -153,6 +153,30 @@ static void a_read_is_answered_when_its_block_has_come(void **state)
     close(fd);
 }
 
+static void what_waits_too_long_is_given_up_oldest_first(void **state)
+{
+    struct nbd_parking parking;
+    struct nbd_request request = {
+        .type = NBD_CMD_READ, .length = DISK_BLOCK, .offset = MISSING_FROM * DISK_BLOCK, .cookie = 1};
+    assert_int_equal(nbd_parking_init(&parking, disk), 0);
+    assert_int_equal(nbd_parking_watch(&parking), 0);
+    assert_int_equal(nbd_parking_timeout(&parking), -1);
+    assert_int_equal(nbd_parking_add(&parking, &request, NULL, 0), 0);
+    int64_t first = clock_now();
+    clock_sleep(5 * NSEC_PER_MSEC);
+    request.cookie = 2;
+    assert_int_equal(nbd_parking_add(&parking, &request, NULL, 0), 0);
+    assert_in_range(nbd_parking_timeout(&parking), 20000, 30000);
+
+    assert_null(nbd_parking_expired(&parking, first + NBD_PARK_NSEC - NSEC_PER_SEC));
+    struct nbd_parked *parked = nbd_parking_expired(&parking, first + NBD_PARK_NSEC);
+    assert_non_null(parked);
+    assert_int_equal(parked->request.cookie, 1);
+    free(parked);
+    assert_null(nbd_parking_expired(&parking, first + NBD_PARK_NSEC));
+    nbd_parking_done(&parking);
+}
+
 static void later_requests_overtake_it(void **state)
 {
     int fd = connect_simple();
@@ -162,7 +186,8 @@ static void later_requests_overtake_it(void **state)
     take_block(fd, 2, 'o');
     request(fd, NBD_CMD_FLUSH, 0, 3, 0, 0);
     assert_int_equal(simple_reply(fd, 3), 0);
-    assert_int_equal(write_w(disk, DISK_BLOCK, MISSING_FROM * DISK_BLOCK), 0); /* on another connection, say */
+    assert_int_equal(write_w(disk, DISK_BLOCK, MISSING_FROM * DISK_BLOCK),
+                     0); /* on another connection, say */
     take_block(fd, 1, 'w');
     wait_until_parked(false);
     close(fd);
@@ -478,6 +503,7 @@ int main(void)
 #define TEST(name) cmocka_unit_test_setup_teardown(name, setup, teardown)
     const struct CMUnitTest tests[] = {
         TEST(a_read_is_answered_when_its_block_has_come),
+        TEST(what_waits_too_long_is_given_up_oldest_first),
         TEST(later_requests_overtake_it),
         TEST(all_of_a_batch_is_told_before_the_first_is_served),
         TEST(a_write_of_part_of_a_block_keeps_its_payload),
