@@ -50,6 +50,7 @@ static const struct view view_result = {
                                        {"disk_bytes", "Disk", COLUMN_BYTES},
                                        {"predicted_disk_bytes", "Predicted", COLUMN_BYTES},
                                        {"full_disk_bytes", "Full disk copy", COLUMN_BYTES},
+                                       {"disk_later_bytes", "Disk to follow", COLUMN_BYTES},
                                        {"memory_bytes", "Memory", COLUMN_BYTES},
                                        {"predicted_memory_bytes", "Predicted", COLUMN_BYTES},
                                        {"error.text", "Error"},
@@ -59,8 +60,13 @@ static const struct view view_result = {
 static int make_request(const struct cli *cli, json_t *body, struct err *err)
 {
     static const char *const members[][2] = {
-        {"dry_run", "dry-run"},    {"bandwidth", "bandwidth"},   {"max_blackout_ms", "max-blackout"},
-        {"timeout_ms", "timeout"}, {"on_timeout", "on-timeout"}, {"connections", "connections"},
+        {"mode", "mode"},
+        {"dry_run", "dry-run"},
+        {"bandwidth", "bandwidth"},
+        {"timeout_ms", "timeout"},
+        {"on_timeout", "on-timeout"},
+        {"max_blackout_ms", "max-blackout"},
+        {"connections", "connections"},
     };
     int r = cli_set_operand(cli, body, "to", "HOST", err);
     for (size_t i = 0; r == 0 && i < ARRAY_SIZE(members); i++)
@@ -189,7 +195,12 @@ const struct verb verb_move = {
     .flags = VERB_FORMATS,
     .operands = {{.name = "NAME", .kind = ARG_VM, .help = "The VM"},
                  {.name = "HOST", .kind = ARG_PEER, .help = "Where to: a name in `orai peer list`"}},
-    .options = {{.name = "dry-run", .kind = ARG_FLAG, .help = "Only check and predict; nothing is moved"},
+    .options = {{.name = "mode",
+                 .kind = ARG_CHOICE,
+                 .value = "auto|precopy|postcopy|hybrid",
+                 .help =
+                     "Send the disks before the switch, after it, or what goes in 20 s before (default: auto)"},
+                {.name = "dry-run", .kind = ARG_FLAG, .help = "Only check and predict; nothing is moved"},
                 {.name = "bandwidth",
                  .kind = ARG_RATE,
                  .value = "RATE",

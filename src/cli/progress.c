@@ -130,6 +130,8 @@ char *progress_result(const json_t *move)
         fprintf(out, " (predicted %" PRIu64 " ms)", json_u64(predicted, "blackout_ms", 0));
     fprintf(out, ", disk %s", size_format(json_u64(disk, "sent_bytes", 0), bytes));
     put_predicted_bytes(out, predicted, "disk_bytes");
+    if (json_u64(disk, "later_bytes", 0))
+        fprintf(out, " and up to %s to follow", size_format(json_u64(disk, "later_bytes", 0), bytes));
     fprintf(out, ", memory %s", size_format(json_u64(memory, "sent_bytes", 0), bytes));
     put_predicted_bytes(out, predicted, "memory_bytes");
     fprintf(out, "; a full copy of the disk: %s", size_format(json_u64(disk, "full_bytes", 0), bytes));
@@ -156,6 +158,7 @@ json_t *progress_result_json(const json_t *move)
     set_copy(result, "disk_bytes", disk, "sent_bytes");
     set_copy(result, "memory_bytes", memory, "sent_bytes");
     set_copy(result, "full_disk_bytes", disk, "full_bytes");
+    set_copy(result, "disk_later_bytes", disk, "later_bytes");
     set_copy(result, "disk_base", disk, "base");
     set_copy(result, "disk_rounds", disk, "round");
     set_copy(result, "predicted_seconds", predicted, "seconds");

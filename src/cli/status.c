@@ -33,6 +33,27 @@ static const struct view view_all = {
     .empty = "No VMs on this host",
 };
 
+static const struct view view_borrows = {
+    .columns = (const struct column[]){{"from", "From"},
+                                       {"state", "State"},
+                                       {"missing_bytes", "Missing", COLUMN_BYTES},
+                                       {"total_bytes", "Of", COLUMN_BYTES},
+                                       {"fetched_bytes", "Fetched", COLUMN_BYTES},
+                                       {"rate", "Rate", COLUMN_RATE},
+                                       {"demands", "Waited for", COLUMN_COUNT},
+                                       {"demand_ms", "Wait", COLUMN_MSEC},
+                                       {"error.text", "Held up by"},
+                                       {0}},
+};
+
+static const struct view view_lends = {
+    .columns = (const struct column[]){{"to", "To"},
+                                       {"connections", "Connections", COLUMN_COUNT},
+                                       {"fetches", "Requests", COLUMN_COUNT},
+                                       {"bytes", "Sent", COLUMN_BYTES},
+                                       {0}},
+};
+
 static const struct view view_status = {
     .columns = (const struct column[]){{"vm.name", "Name"},
                                        {"vm.state", "State"},
@@ -43,7 +64,10 @@ static const struct view view_status = {
                                        {"operation.id", "Operation"},
                                        {"operation.state", "Operation is"},
                                        {0}},
-    .sections = (const struct section[]){{"vm.move", "Newest move", &view_move}, {0}},
+    .sections = (const struct section[]){{"vm.borrows", "Blocks that are fetched", &view_borrows},
+                                         {"vm.lends", "Blocks that are lent", &view_lends},
+                                         {"vm.move", "Newest move", &view_move},
+                                         {0}},
 };
 
 static const json_t *move_of(const json_t *status)

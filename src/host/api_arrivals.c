@@ -125,6 +125,9 @@ static int check_role(struct host *host, const struct arriving *a, struct err *e
                 record.peer.name);
         return err_hint(err, "on %s: orai status %s, orai recover %s", host->options.name, a->name, a->name);
     }
+    if (record.role == EPOCH_REPLICA && record.lent)
+        return err_set(err, EBUSY, "\"%s\" still lends blocks of its copy here to \"%s\"", a->name,
+                       record.peer.name);
     if (record.role == EPOCH_REPLICA && a->epoch < record.epoch)
         return err_set(err, ESTALE,
                        "\"%s\" went on to epoch %llu, so epoch %llu that is offered is an old copy", a->name,
@@ -156,7 +159,7 @@ static int receive(struct host *host, const struct request *request, const struc
                    struct err *err)
 {
     static const char *const waiting[] = {"arriving", NULL};
-    struct vm_mode mode = {.name = "arrive", .source = &request->key, .vm = a->vm};
+    struct vm_mode mode = {.name = "arrive", .source = &request->peer, .vm = a->vm};
     int pidfd = -1;
     int r = make_room(host, request, a, err);
     if (r == 0)

@@ -12,6 +12,7 @@
 #include "host/client.h"
 #include "host/join.h"
 #include "host/vm.h"
+#include "move/move.h"
 
 #include <errno.h>
 #include <stdio.h>
@@ -19,6 +20,7 @@
 
 #define ARRIVAL_MSEC 30000 /* the other oraid starts an orai-vm meanwhile */
 #define TELL_MSEC 10000
+#define WAIT_NSEC (NSEC_PER_SEC / 4)
 #define MAX_BLACKOUT_MSEC 3600000                       /* an hour */
 #define MAX_TIMEOUT_MSEC (UINT64_C(365) * 24 * 3600000) /* a year */
 
@@ -85,12 +87,30 @@ static int hand_over(struct departing *d, struct err *err)
     return vm_ask(d->host, d->name, request, TELL_MSEC, NULL, err);
 }
 
+/* A VM whose disks are still on two hosts goes on when they are here: a third host would depend on two. */
+static int wait_whole(struct departing *d, struct err *err)
+{
+    for (int r;;) {
+        _cleanup_json_ json_t *status = NULL;
+        if ((r = check_cancelled(d, err)) < 0 ||
+            (r = vm_ask(d->host, d->name, json_pack("{s:s}", "do", "status"), VM_ASK_MSEC, &status, err)) < 0)
+            return r;
+        const json_t *borrows = json_object_get(status, "borrows");
+        if (!json_is_object(borrows) || strcmp(json_str(borrows, "state", ""), "fetching") != 0)
+            return 0;
+        operation_progress(d->host->operations, &d->move,
+                           json_pack("{s:s, s:s, s:s, s:s, s:O}", "role", "source", "stage", "wait", "phase",
+                                     "disk", "state", "running", "borrows", borrows));
+        clock_sleep(WAIT_NSEC);
+    }
+}
+
 /* From orai-vm's "ok" on the keeper follows the move and ends the operation. */
 static void depart(void *arg)
 {
     struct departing *d = arg;
     struct err err = ERR_NONE;
-    int r = check_cancelled(d, &err);
+    int r = wait_whole(d, &err);
     if (r == 0)
         r = announce(d, &err);
     if (r == 0) {
@@ -133,9 +153,10 @@ static int check_movable(struct departing *d, struct err *err)
 
 static int read_move(struct departing *d, const json_t *body, struct err *err)
 {
-    static const char *const plain[] = {"dry_run",    "bandwidth",  "max_blackout_ms",
+    static const char *const plain[] = {"mode",       "dry_run",    "bandwidth",  "max_blackout_ms",
                                         "timeout_ms", "on_timeout", "connections"};
-    const char *to = NULL, *on_timeout = "cancel";
+    const char *to = NULL, *on_timeout = "cancel", *mode = "auto";
+    enum move_mode parsed;
     uint64_t number = 0;
     bool flag = false;
     int r = body_name(body, "to", &to, err);
@@ -153,6 +174,10 @@ static int read_move(struct departing *d, const json_t *body, struct err *err)
         r = body_string(body, "on_timeout", &on_timeout, err);
     if (r == 0 && strcmp(on_timeout, "cancel") != 0 && strcmp(on_timeout, "pause") != 0)
         r = err_set(err, EINVAL, "\"on_timeout\" must be \"cancel\" or \"pause\"");
+    if (r == 0)
+        r = body_string(body, "mode", &mode, err);
+    if (r == 0 && move_mode_parse(mode, &parsed) < 0)
+        r = err_set(err, EINVAL, "\"mode\" must be \"precopy\", \"postcopy\", \"hybrid\" or \"auto\"");
     if (r < 0)
         return r;
     if (strcmp(to, d->host->options.name) == 0)
@@ -186,8 +211,9 @@ static int begin_move(struct departing *d, struct err *err)
 
 int api_vm_move(struct host *host, struct request *request, struct answer *ret, struct err *err)
 {
-    static const char *const members[] = {"to",         "dry_run",    "bandwidth",   "max_blackout_ms",
-                                          "timeout_ms", "on_timeout", "connections", NULL};
+    static const char *const members[] = {
+        "to",         "mode",       "dry_run",     "bandwidth", "max_blackout_ms",
+        "timeout_ms", "on_timeout", "connections", NULL};
     struct departing *d = calloc(1, sizeof *d);
     if (!d)
         return err_set(err, ENOMEM, "out of memory");

@@ -122,6 +122,11 @@ static int drop(struct host *host, const char *name, struct err *err)
         return err_hint(err, record.role == EPOCH_OWNER ? "orai rm %s deletes the VM" : "orai recover %s",
                         name);
     }
+    if (record.role == EPOCH_REPLICA && record.lent) {
+        err_set(err, EBUSY, "\"%s\" on %s still fetches blocks from this copy: nowhere else are they", name,
+                record.peer.name);
+        return err_hint(err, "wait until it has them all: orai status %s", name);
+    }
     if (record.role == EPOCH_ARRIVING || vm_process(host, name, &pidfd) == 0) {
         err_set(err, EBUSY, "a move of \"%s\" to here is under way", name);
         return err_hint(err, "orai cancel %s", name);

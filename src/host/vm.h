@@ -14,6 +14,7 @@
 #include "base/err.h"
 #include "base/id.h"
 #include "host/host.h"
+#include "host/peer.h"
 #include "move/epoch.h"
 #include "vmm/config.h"
 
@@ -85,7 +86,7 @@ void vm_dirs_clean(const struct host *host);
 struct vm_mode {
     const char *name;                 /* "start", "resume", "arrive" */
     bool fork_old_copy;               /* start */
-    const struct fingerprint *source; /* arrive */
+    const struct peer *source;        /* arrive */
     struct id vm;                     /* arrive */
 };
 /* Starts orai-vm. *ret_pidfd polls readable when it ends. */

@@ -220,7 +220,7 @@ static bool should_resume(struct vms *vms, struct vm *vm, const struct epoch_rec
     case EPOCH_ARRIVING:
         return true;
     case EPOCH_REPLICA:
-        return false;
+        return record->lent; /* only here are the blocks that its peer still lacks */
     }
     return false;
 }

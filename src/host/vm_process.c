@@ -126,7 +126,7 @@ int vm_spawn(const struct host *host, const char *name, const struct vm_mode *mo
              struct err *err)
 {
     const struct host_options *o = &host->options;
-    char dir[PATH_MAX], run[PATH_MAX], key[HASH_TEXT_SIZE], id[ID_TEXT_SIZE];
+    char dir[PATH_MAX], run[PATH_MAX], key[HASH_TEXT_SIZE], id[ID_TEXT_SIZE], source[300];
     vm_dir(host, name, dir);
     vm_run_dir(host, name, run);
     int r = file_mkdirs(run, 0711, err);
@@ -135,17 +135,22 @@ int vm_spawn(const struct host *host, const char *name, const struct vm_mode *mo
     _cleanup_close_ int log_fd = open_log(dir, err);
     if (log_fd < 0)
         return log_fd;
-    const char *argv[20] = {o->orai_vm,  "--state-dir", o->state_dir,  "--vm-dir", dir,
+    const char *argv[24] = {o->orai_vm,  "--state-dir", o->state_dir,  "--vm-dir", dir,
                             "--run-dir", run,           "--host-name", o->name,    "--qemu",
                             o->qemu,     "--qemu-user", o->qemu_user};
     size_t count = 13;
     if (o->faults)
         argv[count++] = "--faults";
+    if (mode->source) {
+        snprintf(source, sizeof source, "%s:%u", mode->source->address, mode->source->port);
+        argv[count++] = "--source";
+        argv[count++] = source;
+    }
     argv[count++] = mode->name;
     if (mode->fork_old_copy)
         argv[count++] = "--fork-old-copy";
     if (mode->source) {
-        argv[count++] = fingerprint_format(mode->source, key);
+        argv[count++] = fingerprint_format(&mode->source->fingerprint, key);
         argv[count++] = id_format(&mode->vm, id);
     }
     r = spawn((char *const *)argv, log_fd, ret_pidfd, err);

@@ -110,6 +110,9 @@ static void put_state(struct host *host, const struct parts *p, json_t *json)
                         json_is_integer(pid) && json_integer_value(pid) > 0 ? json_incref(pid) : json_null());
     json_t *move = json_object_get(p->status, "move");
     json_object_set_new(json, "move", json_is_object(move) ? json_incref(move) : json_null());
+    json_t *borrows = json_object_get(p->status, "borrows"), *lends = json_object_get(p->status, "lends");
+    json_object_set_new(json, "borrows", json_is_object(borrows) ? json_incref(borrows) : json_null());
+    json_object_set_new(json, "lends", json_is_object(lends) ? json_incref(lends) : json_null());
 }
 
 static json_t *render(struct host *host, const struct parts *p)

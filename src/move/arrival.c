@@ -58,7 +58,7 @@ static void *arrival_thread(void *arg)
     return NULL;
 }
 
-static struct arrival *arrival_new(const struct move_host *host, const struct fingerprint *source,
+static struct arrival *arrival_new(const struct move_host *host, const struct move_peer *source,
                                    struct epoch *epoch, struct err *err)
 {
     struct arrival *arrival = calloc(1, sizeof *arrival);
@@ -90,7 +90,7 @@ static int launch(struct arrival *arrival, struct arrival **ret, struct err *err
     return 0;
 }
 
-int arrival_start(const struct move_host *host, const struct fingerprint *source, const struct id *vm,
+int arrival_start(const struct move_host *host, const struct move_peer *source, const struct id *vm,
                   struct epoch *epoch, struct arrival **ret, struct err *err)
 {
     struct arrival *arrival = arrival_new(host, source, epoch, err);
@@ -104,7 +104,10 @@ int arrival_resume(const struct move_host *host, const struct vm_config *config,
                    struct arrival **ret, struct err *err)
 {
     const struct epoch_record *record = epoch_get(epoch);
-    struct arrival *arrival = arrival_new(host, &record->peer.fingerprint, epoch, err);
+    struct move_peer source = {.port = record->peer.port, .fingerprint = record->peer.fingerprint};
+    snprintf(source.name, sizeof source.name, "%s", record->peer.name);
+    snprintf(source.address, sizeof source.address, "%s", record->peer.address);
+    struct arrival *arrival = arrival_new(host, &source, epoch, err);
     if (!arrival)
         return -ENOMEM;
     arrival->config = *config;
@@ -167,6 +170,11 @@ struct machine *arrival_machine(struct arrival *arrival)
     return TAKE_PTR(arrival->machine);
 }
 
+struct fetch *arrival_fetch(struct arrival *arrival)
+{
+    return TAKE_PTR(arrival->fetch);
+}
+
 void arrival_free(struct arrival *arrival)
 {
     if (!arrival)
@@ -176,6 +184,9 @@ void arrival_free(struct arrival *arrival)
     arrival_close_links(arrival);
     session_done(&arrival->session);
     compare_done(&arrival->compare);
+    fetch_free(arrival->fetch);
+    for (size_t i = 0; i < VM_MAX_DISKS; i++)
+        free(arrival->missing[i].bits);
     machine_free(arrival->machine);
     for (size_t i = 0; i < ARRIVAL_MAX_CLAIMS; i++)
         lineage_free(arrival->claims[i].lineage);

@@ -6,6 +6,7 @@
  *   arrival_links.c     its connections: greeting, who is who, where frames go
  *   arrival_prepare.c   checks and reserves; builds the disks on their bases; starts QEMU with -incoming
  *   arrival_transfer.c  blocks to the disks, the stream to QEMU, marks and claims; "ready"
+ *   arrival_split.c     what a post-copy move does otherwise
  *   arrival_commit.c    the commit, waiting for it over broken links, refusing it
  *
  * Threads: the walker owns everything but what is marked; link threads write blocks (disk_receive) and feed
@@ -14,6 +15,7 @@
 #pragma once
 
 #include "memory/compare.h"
+#include "move/fetch.h"
 #include "move/move.h"
 #include "move/progress.h"
 #include "move/session.h"
@@ -27,12 +29,13 @@ enum { ARRIVAL_MAX_LINKS = 2 * MOVE_MAX_CONNECTIONS };
 struct arrival_claim {
     uint32_t sequence;
     uint16_t disk;
+    bool split;              /* disk_expect, not disk_set_lineage */
     struct lineage *lineage; /* NULL = free */
 };
 
 struct arrival {
     const struct move_host *host;
-    struct fingerprint source;
+    struct move_peer source;
     struct epoch *epoch;
     struct epoch_record before; /* what the record said before this try */
     struct session session;
@@ -73,6 +76,13 @@ struct arrival {
     struct err why;
 
     struct arrival_claim claims[ARRIVAL_MAX_CLAIMS];
+    bool split; /* the source wants to switch before the disks are over */
+    struct {
+        uint8_t *bits;
+        size_t size;
+    } missing[VM_MAX_DISKS]; /* what FRAME_MISSING said, for the hand-over's claim */
+    struct fetch *fetch;
+
     uint32_t claimed_mark; /* all claims for the marks up to this one are here */
     uint32_t final_mark, done_mark;
 };
@@ -100,6 +110,14 @@ int arrival_claim(struct arrival *arrival, const struct mail *mail, struct err *
 int arrival_apply_claims(struct arrival *arrival, uint32_t sequence, struct err *err);
 /* arrival_links.c: no connection from here on; joins those that there are. */
 void arrival_close_links(struct arrival *arrival);
+/* arrival_split.c: what a post-copy move does otherwise. */
+int arrival_missing(struct arrival *arrival, const struct mail *mail, struct err *err);
+int arrival_new_fetch(struct arrival *arrival, struct err *err);
+/* Some disk's blocks come after the switch. */
+bool arrival_lacks(const struct arrival *arrival);
+/* The guest is ours: its disks' claims say so, and what they lack may be fetched. */
+int arrival_own_disk(struct disk *disk, struct err *err);
+int arrival_open_fetch(struct arrival *arrival, struct err *err);
 /* arrival_commit.c */
 int arrival_refuse(struct arrival *arrival, struct err *err);
 /* Takes the source's new connection in place of the broken one. false: there is none. */

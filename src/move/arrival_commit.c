@@ -32,6 +32,7 @@ int arrival_refuse(struct arrival *arrival, struct err *err)
     struct epoch_record record = *epoch_get(arrival->epoch);
     record.role = EPOCH_REPLICA;
     record.ready = false;
+    record.borrowed = false;
     record.forked = false;
     record.epoch = arrival->next_epoch - 1;
     record.refused = arrival->next_epoch;
@@ -47,23 +48,13 @@ static int answer(struct arrival *arrival, enum frame_type type)
     return r < 0 ? r : link_drain(control, clock_now() + 2 * NSEC_PER_SEC, NULL);
 }
 
-static int own_disk(struct disk *disk, struct err *err)
-{
-    _cleanup_(lineage_freep) struct lineage *lineage = NULL;
-    int r = disk_lineage(disk, &lineage, err);
-    if (r < 0)
-        return r;
-    lineage->claim = LINEAGE_OWNER;
-    return disk_set_lineage(disk, lineage, err);
-}
-
 /* The disks become the newest there are. The guest waits until they are: it could not write before. */
 static void own_disks(struct arrival *arrival)
 {
     struct err err = ERR_NONE;
     for (size_t i = 0; i < machine_disk_count(arrival->machine); i++) {
         struct disk *disk = machine_disk(arrival->machine, i);
-        for (int tries = 0; own_disk(disk, &err) < 0; tries++) {
+        for (int tries = 0; arrival_own_disk(disk, &err) < 0; tries++) {
             if (tries == 0)
                 log_error("the guest waits for its disk: %s; trying again each second", err.text);
             clock_sleep(NSEC_PER_SEC);
@@ -87,6 +78,8 @@ static int take(struct arrival *arrival, const json_t *addresses, struct err *er
     if (fault_point(err, "destination.commit.written") < 0)
         log_warning("%s", err->text);
     own_disks(arrival);
+    if (arrival->fetch && arrival_open_fetch(arrival, err) < 0)
+        log_error("%s", err->text);
     qemu_hurry(machine_qemu(arrival->machine), false);
     if (arrival->guest_runs && qemu_cont(machine_qemu(arrival->machine), err) < 0)
         log_error("the guest is here but does not run: %s", err->text);
@@ -187,6 +180,8 @@ static enum end reopen(struct arrival *arrival, struct err *err)
         r = machine_open_disks(arrival->machine, DISK_FROZEN, err);
     if (r == 0)
         r = machine_adopt(arrival->machine, arrival->host->on_qemu_event, arrival->host->arg, err);
+    if (r == 0 && epoch_get(arrival->epoch)->borrowed)
+        r = arrival_new_fetch(arrival, err);
     if (r == 0)
         return END_NONE;
     log_warning("the guest that had arrived is lost here (%s): the source will be told to keep it",

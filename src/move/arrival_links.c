@@ -310,8 +310,8 @@ static void *greet(void *arg)
     struct err err;
     struct tls *tls;
     session_hurry(); /* and with it the link's own thread */
-    if (tls_accept(arrival->host->identity, greeting->socket, &arrival->source, clock_now() + GREET_NS, &tls,
-                   &err) < 0)
+    if (tls_accept(arrival->host->identity, greeting->socket, &arrival->source.fingerprint,
+                   clock_now() + GREET_NS, &tls, &err) < 0)
         log_warning("a connection for this VM was turned away: %s", err.text);
     else
         keep_link(arrival, tls);

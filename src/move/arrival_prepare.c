@@ -306,8 +306,11 @@ static int record_arriving(struct arrival *arrival, struct err *err)
     record.epoch = arrival->next_epoch;
     record.ready = false;
     record.move = arrival->move;
-    record.peer.fingerprint = arrival->source;
+    record.borrowed = record.lent = false;
+    record.peer.fingerprint = arrival->source.fingerprint;
+    record.peer.port = arrival->source.port;
     snprintf(record.peer.name, sizeof record.peer.name, "%s", arrival->source_name);
+    snprintf(record.peer.address, sizeof record.peer.address, "%s", arrival->source.address);
     return epoch_set(arrival->epoch, &record, err);
 }
 
@@ -351,6 +354,8 @@ static int start_machine(struct arrival *arrival, struct err *err)
         r = claim_forks(arrival, err);
     if (r == 0)
         r = machine_start(arrival->machine, true, arrival->host->on_qemu_event, arrival->host->arg, err);
+    if (r == 0 && arrival->split)
+        r = arrival_new_fetch(arrival, err);
     if (r == 0)
         r = qemu_migrate_incoming(machine_qemu(arrival->machine), err);
     if (r == 0)
@@ -443,6 +448,7 @@ static int prepare(struct arrival *arrival, struct incoming_file files[2], struc
                        (unsigned long long)arrival->next_epoch,
                        (unsigned long long)MAX(arrival->before.epoch, arrival->before.refused));
     link_set_epoch(arrival->session.control, arrival->next_epoch);
+    arrival->split = json_bool(base, "split", false);
     return arrival->dry_run ? dry_run_end(arrival, base, err) : build(arrival, base, files, err);
 }
 
@@ -467,6 +473,7 @@ void arrival_unprepare(struct arrival *arrival)
     arrival->receiving = false;
     pthread_mutex_unlock(&arrival->lock);
     arrival_close_links(arrival); /* joins the threads that write to the disks */
+    fetch_free(TAKE_PTR(arrival->fetch));
     if (arrival->machine) {
         if (machine_qemu(arrival->machine) && machine_stop(arrival->machine, 2000, &err) < 0)
             log_warning("%s", err.text);
@@ -486,7 +493,7 @@ void arrival_unprepare(struct arrival *arrival)
     record.forked = false;
     record.refused = epoch_get(arrival->epoch)->refused;
     record.move = arrival->move;
-    record.peer.fingerprint = arrival->source;
+    record.peer.fingerprint = arrival->source.fingerprint;
     snprintf(record.peer.name, sizeof record.peer.name, "%s", arrival->source_name);
     if (epoch_set(arrival->epoch, &record, &err) < 0)
         log_error("%s", err.text);

@@ -10,6 +10,7 @@
 #include "base/file.h"
 #include "base/log.h"
 #include "base/macro.h"
+#include "disk/split.h"
 #include "move/arrival.h"
 
 #include <errno.h>
@@ -79,17 +80,19 @@ int arrival_claim(struct arrival *arrival, const struct mail *mail, struct err *
             continue;
         claim->sequence = wire.sequence;
         claim->disk = wire.disk;
+        claim->split = wire.flags & WIRE_CLAIM_SPLIT;
         if ((r = lineage_decode(bytes, size, &claim->lineage, err)) < 0)
             return r;
         /* Only the hand-over's claim may say more than "partial". */
-        enum lineage_claim right = wire.flags & WIRE_CLAIM_FINAL ? LINEAGE_REPLICA : LINEAGE_PARTIAL;
+        bool whole = wire.flags & WIRE_CLAIM_FINAL && !claim->split;
+        enum lineage_claim right = whole ? LINEAGE_REPLICA : LINEAGE_PARTIAL;
         return claim->lineage->claim == right ? 0 : err_set(err, EPROTO, "the source sent a wrong claim");
     }
     return err_set(err, EMSGSIZE, "the source sends lineages faster than the protocol allows");
 }
 
 /* The newest claim for `disk` up to the mark; older ones are outdated by it and dropped. */
-static struct lineage *newest_claim(struct arrival *arrival, size_t disk, uint32_t sequence)
+static struct lineage *newest_claim(struct arrival *arrival, size_t disk, uint32_t sequence, bool *ret_split)
 {
     struct lineage *newest = NULL;
     uint32_t newest_sequence = 0;
@@ -105,6 +108,7 @@ static struct lineage *newest_claim(struct arrival *arrival, size_t disk, uint32
         lineage_free(newest);
         newest = lineage;
         newest_sequence = claim->sequence;
+        *ret_split = claim->split;
     }
     return newest;
 }
@@ -112,8 +116,14 @@ static struct lineage *newest_claim(struct arrival *arrival, size_t disk, uint32
 int arrival_apply_claims(struct arrival *arrival, uint32_t sequence, struct err *err)
 {
     for (size_t i = 0; i < arrival->config.disk_count; i++) {
-        _cleanup_(lineage_freep) struct lineage *claim = newest_claim(arrival, i, sequence);
-        int r = claim ? disk_set_lineage(machine_disk(arrival->machine, i), claim, err) : 0;
+        bool split = false;
+        _cleanup_(lineage_freep) struct lineage *claim = newest_claim(arrival, i, sequence, &split);
+        struct disk *disk = machine_disk(arrival->machine, i);
+        int r = 0;
+        if (claim && split)
+            r = disk_expect(disk, claim, arrival->missing[i].bits, arrival->missing[i].size, err);
+        else if (claim)
+            r = disk_set_lineage(disk, claim, err);
         if (r < 0)
             return r;
     }
@@ -140,10 +150,13 @@ static int turn(struct arrival *arrival, struct err *err)
     struct mail *mail;
     int r = session_next(&arrival->session, clock_now(), &mail, err);
     if (r == 0) {
-        r = mail->frame.type == FRAME_LINEAGE
-                ? arrival_claim(arrival, mail, err)
-                : err_set(err, EPROTO, "the source sent \"%s\" during the transfer",
-                          frame_type_name(mail->frame.type));
+        if (mail->frame.type == FRAME_LINEAGE)
+            r = arrival_claim(arrival, mail, err);
+        else if (mail->frame.type == FRAME_MISSING)
+            r = arrival_missing(arrival, mail, err);
+        else
+            r = err_set(err, EPROTO, "the source sent \"%s\" during the transfer",
+                        frame_type_name(mail->frame.type));
         free(mail);
         return r;
     }
@@ -270,7 +283,8 @@ int arrival_pause(struct arrival *arrival, struct err *err)
         return r;
     struct epoch_record record = *epoch_get(arrival->epoch);
     record.ready = true;
-    record.from = arrival->source; /* it may have to ask what became of this, however late */
+    record.borrowed = arrival_lacks(arrival);
+    record.from = arrival->source.fingerprint; /* it may have to ask what became of this, however late */
     if ((r = epoch_set(arrival->epoch, &record, err)) < 0)
         return r;
     arrival->ready = true;

@@ -211,6 +211,7 @@ void departure_free(struct departure *departure)
         return;
     pthread_join(departure->thread, NULL);
     session_done(&departure->session);
+    lender_free(departure->lender);
     ram_view_close(&departure->ram);
     departure_drop_hashes(departure);
     for (size_t i = 0; i < VM_MAX_DISKS; i++)

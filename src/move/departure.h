@@ -8,7 +8,9 @@
  *   departure_rounds.c    the disks' rounds, marks and claims
  *   departure_transfer.c  rounds, the memory stream, the pause
  *   departure_compare.c   an emulated guest's memory is compared, because QEMU's dirty tracking of it has
- * holes departure_commit.c    the commit, and asking until the destination has answered
+ * holes
+ *   departure_split.c     what a post-copy move does otherwise
+ *   departure_commit.c    the commit, and asking until the destination has answered
  *
  * One thread walks the stages and owns everything here but what is marked otherwise.
  */
@@ -17,6 +19,7 @@
 #include "disk/relocate.h"
 #include "memory/compare.h"
 #include "move/fault.h"
+#include "move/lender.h"
 #include "move/move.h"
 #include "move/progress.h"
 #include "move/session.h"
@@ -69,6 +72,9 @@ struct departure {
     _Atomic int64_t stopped_at; /* clock_now() of QEMU's STOP; set by the QMP thread */
     _Atomic int migration;      /* enum departure_migration; set by the QMP thread */
 
+    bool split;            /* what the disks lack there is fetched after the switch: may change until it */
+    struct lender *lender; /* then; guarded by the session's lock, for connections come on the main thread */
+
     bool frozen;     /* disks */
     bool guest_runs; /* it was not paused by its owner when the move began */
 };
@@ -118,6 +124,7 @@ int departure_check_time(struct departure *departure, struct err *err);
 
 struct round_slice {
     uint64_t max_bytes; /* stop after that many */
+    int64_t deadline;   /* or then (clock_now() units), 0 = no */
     bool until_switch;  /* stop as soon as QEMU holds the guest */
 };
 
@@ -139,6 +146,22 @@ uint64_t rounds_pending(const struct departure *departure);
 /* Sends the claim that the copy of disk `i` there may make once mark `sequence` is durable (0: at once). */
 int departure_send_claim(struct departure *departure, size_t i, const struct lineage *claim,
                          uint32_t sequence, unsigned flags, struct err *err);
+
+/* --- departure_split.c --- */
+
+#define HYBRID_SECONDS 20 /* of disks before the switch */
+/* In mode auto: whether the switch comes before the disks are over, and says why. Once the link is known. */
+void departure_choose_mode(struct departure *departure);
+/* In mode auto: it does from now on. */
+bool departure_not_converging(struct departure *departure);
+/* Whether the move may switch before the disks are over. Says why not, if not. */
+bool departure_may_split(const struct departure *departure, const struct lineage_base bases[VM_MAX_DISKS]);
+int departure_new_lender(struct departure *departure, struct err *err);
+void departure_drop_lender(struct departure *departure);
+/* All that the guest wrote is durable here. */
+int departure_sync(struct departure *departure, struct err *err);
+/* In the pause, after the hand-over's generation was sealed: what each disk there will lack. */
+int departure_send_missing(struct departure *departure, struct err *err);
 
 /* Maps the memory before the guest stands still; hashes it as soon as it does; once it is loaded there, makes
  * it equal. departure_fill_view spends some milliseconds on filling the mapping; false: there is nothing left

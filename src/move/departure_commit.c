@@ -29,6 +29,7 @@ static int record_commit(struct departure *departure, struct err *err)
     record.ready = false;
     record.move = departure->options.move;
     record.guest_runs = departure->guest_runs;
+    record.lent = departure->split;
     record.peer.port = peer->port;
     record.peer.fingerprint = peer->fingerprint;
     snprintf(record.peer.name, sizeof record.peer.name, "%s", peer->name);
@@ -44,6 +45,7 @@ static void take_back(struct departure *departure, bool by_hand)
     struct epoch_record record = *epoch_get(departure->epoch);
     record.epoch++;
     record.role = EPOCH_OWNER;
+    record.lent = false;
     record.forked = by_hand; /* perhaps it runs there as well */
     for (int tries = 0; epoch_set(departure->epoch, &record, &err) < 0; tries++) {
         if (tries == 0)
@@ -119,6 +121,7 @@ static int ask_until_answered(struct departure *departure, enum answer *ret)
 /* The guest comes back: the record first, then the rollbacks of the stage table continue it. */
 static int keep(struct departure *departure, int code, const char *why, struct err *err)
 {
+    departure_drop_lender(departure); /* before the guest may write again */
     take_back(departure, code == EINTR);
     if (!departure_qemu_alive(departure))
         return err_set(err, EOWNERDEAD, "%s, and the guest's QEMU has ended here", why);
@@ -138,10 +141,18 @@ int departure_commit(struct departure *departure, struct err *err)
         if (fault_point(err, "source.commit.written") < 0)
             log_warning("%s", err->text);
     } else {
+        departure->split = epoch_get(departure->epoch)->lent;
+        departure->next_epoch = epoch_get(departure->epoch)->epoch;
+        if (departure->split && departure_new_lender(departure, err) < 0)
+            log_error("%s", err->text);
         departure->guest_runs = epoch_get(departure->epoch)->guest_runs;
         departure->committed = true;
         session_uncancel(&departure->session);
     }
+    if (!departure->split)
+        departure_drop_lender(departure);
+    else if (departure->lender)
+        lender_open(departure->lender);
     enum answer answer;
     int r = ask_until_answered(departure, &answer);
     if (r == -EINTR)
@@ -172,7 +183,7 @@ static int become_replica(struct departure *departure, struct err *err)
         if (r == 0)
             disk_thaw(disk); /* a write that QEMU left behind fails now, instead of holding up the close */
     }
-    if (r == 0)
+    if (r == 0 && !departure->lender)
         r = machine_close_disks(departure->machine, err);
     if (r < 0)
         return r;

@@ -296,8 +296,11 @@ static int send_bases(struct departure *departure, const struct offer *offer,
             departure->numbers.disk_base = base;
     }
     departure->prediction.disk_count = departure_disks(departure);
-    _cleanup_json_ json_t *message =
-        json_pack("{s:O, s:I}", "disks", list, "epoch", (json_int_t)departure->next_epoch);
+    departure->split = departure_may_split(departure, bases);
+    if (departure->split && departure_new_lender(departure, err) < 0)
+        return -err->code;
+    _cleanup_json_ json_t *message = json_pack("{s:O, s:I, s:b}", "disks", list, "epoch",
+                                               (json_int_t)departure->next_epoch, "split", departure->split);
     int r = link_send_json(departure->session.control, FRAME_BASE, message, err);
     for (size_t i = 0; r == 0 && !departure->options.dry_run && i < departure_disks(departure); i++)
         if (!bases[i].forked)
@@ -347,6 +350,7 @@ static int prepare(struct departure *departure, const struct travelling_file fil
     if (r < 0)
         return r;
     plan_predict(departure);
+    departure_choose_mode(departure);
     departure_show(departure);
     return departure->options.dry_run
                ? link_send(departure->session.control, FRAME_FINISH, NULL, 0, NULL, 0, err)
@@ -376,6 +380,7 @@ int departure_prepare(struct departure *departure, struct err *err)
  * later. */
 void departure_unprepare(struct departure *departure)
 {
+    departure_drop_lender(departure);
     struct session *session = &departure->session;
     if (!session->control || session->peer_failed)
         return;

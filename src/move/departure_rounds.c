@@ -123,7 +123,7 @@ static int send_round_claim(struct departure *departure, size_t i, uint32_t sequ
     if (r < 0)
         return r;
     relocate_claim(departure->relocate[i], claim);
-    if (flags & WIRE_CLAIM_FINAL)
+    if (flags & WIRE_CLAIM_FINAL && !(flags & WIRE_CLAIM_SPLIT))
         claim->claim = LINEAGE_REPLICA;
     return departure_send_claim(departure, i, claim, sequence, flags, err);
 }
@@ -133,7 +133,8 @@ static int send_claims(struct departure *departure, bool final, struct err *err)
 {
     size_t disks = departure_disks(departure);
     for (size_t i = 0; i < disks; i++) {
-        unsigned flags = (final ? WIRE_CLAIM_FINAL : 0) | (i + 1 == disks ? WIRE_CLAIM_LAST : 0);
+        unsigned flags = (final ? WIRE_CLAIM_FINAL : 0) | (i + 1 == disks ? WIRE_CLAIM_LAST : 0) |
+                         (final && departure->split ? WIRE_CLAIM_SPLIT : 0);
         int r = send_round_claim(departure, i, departure->mark + 1, flags, err);
         if (r < 0)
             return r;
@@ -197,7 +198,7 @@ int rounds_send(struct departure *departure, const struct round_slice *slice, st
     for (size_t i = 0; i < departure_disks(departure); i++) {
         int r;
         while ((r = send_piece(departure, i, err)) == 1) {
-            if (departure->numbers.disk_sent >= until ||
+            if (departure->numbers.disk_sent >= until || (slice->deadline && clock_now() > slice->deadline) ||
                 (slice->until_switch && departure_switch_waits(departure)))
                 return 0;
             if (clock_now() >= checkpoint) {

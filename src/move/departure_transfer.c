@@ -24,7 +24,8 @@
 #define READY_NS (50 * NSEC_PER_MSEC)       /* the disk is ready for the switch when its rest takes less */
 #define SIDE_ROUND_NS (400 * NSEC_PER_MSEC) /* how often a round goes beside memory */
 #define JUDGE_NS (100 * NSEC_PER_MSEC)      /* how often the whole map is looked at beside memory */
-#define PAUSE_LIMIT_NS (20 * NSEC_PER_SEC)  /* a pause that takes longer is rolled back */
+#define HYBRID_NS (HYBRID_SECONDS * NSEC_PER_SEC)
+#define PAUSE_LIMIT_NS (20 * NSEC_PER_SEC) /* a pause that takes longer is rolled back */
 
 /* --- time and convergence --------------------------------------------------------------------------------
  */
@@ -79,13 +80,23 @@ static int bulk_rounds(struct departure *departure, struct err *err)
             forced(departure))
             break;
         if (pending >= last - last / 10) {
-            departure->numbers.converging = false;
+            departure->numbers.converging = departure_not_converging(departure);
             departure_show(departure);
             break;
         }
         last = pending;
     }
     return 0;
+}
+
+/* What a hybrid move sends before the switch: as much as goes in a bounded time. The round stays open. */
+static int bounded_round(struct departure *departure, struct err *err)
+{
+    const struct round_slice slice = {.max_bytes = UINT64_MAX / 2, .deadline = clock_now() + HYBRID_NS};
+    int r = rounds_begin(departure, LINEAGE_ROUND, err);
+    if (r == 0)
+        r = rounds_send(departure, &slice, err);
+    return r == 1 ? rounds_mark(departure, false, err) : r;
 }
 
 /* --- memory ----------------------------------------------------------------------------------------------
@@ -176,7 +187,7 @@ static int allow_switch(struct departure *departure, uint64_t *downtime_ms, stru
     double rate = (double)MAX(departure->prediction.link_rate, UINT64_C(1));
     bool little = (double)pending * NSEC_PER_SEC <= rate * READY_NS || pending <= MiB;
     /* What was sent and is not durable there yet would be waited for with the guest standing still. */
-    bool ready = (little && rounds_open_marks(departure) == 0) || forced(departure);
+    bool ready = departure->split || (little && rounds_open_marks(departure) == 0) || forced(departure);
     departure->numbers.disk_remaining = pending;
     uint64_t wanted = ready ? memory_downtime_ms(departure) : 0;
     if (wanted == *downtime_ms)
@@ -210,7 +221,7 @@ static int stream_memory(struct departure *departure, struct err *err)
             r = watch_memory(departure, err);
             judge_memory(departure, &iteration, &least);
         }
-        if (r == 0 && departure->migration != MIGRATION_FAILED)
+        if (r == 0 && departure->migration != MIGRATION_FAILED && !departure->split)
             r = side_round(departure, err);
         if (r < 0)
             return r;
@@ -230,7 +241,13 @@ static int stream_memory(struct departure *departure, struct err *err)
 int departure_transfer(struct departure *departure, struct err *err)
 {
     departure->numbers.phase = "disk";
-    int r = bulk_rounds(departure, err);
+    int r = 0;
+    if (departure->split && departure->options.mode == MOVE_HYBRID)
+        r = bounded_round(departure, err);
+    else if (!departure->split)
+        r = bulk_rounds(departure, err);
+    if (r == 0 && departure->split)
+        r = departure_sync(departure, err); /* so that little is left to do in the pause */
     if (r == 0)
         r = fault_point(err, "source.transfer.memory");
     if (r == 0)
@@ -263,7 +280,7 @@ static int last_round(struct departure *departure, struct err *err)
     departure->frozen = true;
     int r = rounds_begin(departure, LINEAGE_HANDOVER, err);
     if (r == 0)
-        r = rounds_send(departure, &all, err);
+        r = departure->split ? departure_send_missing(departure, err) : rounds_send(departure, &all, err);
     return r < 0 ? r : rounds_mark(departure, true, err);
 }
 

@@ -62,11 +62,12 @@ static json_t *record_to_json(const struct epoch_record *record)
                        : NULL;
     if (has_peer(record) && !peer)
         return NULL;
-    return json_pack("{s:s, s:I, s:s, s:b, s:b, s:b, s:I, s:s, s:o*, s:s*}", "format", EPOCH_FORMAT, "epoch",
-                     (json_int_t)record->epoch, "role", epoch_role_name(record->role), "ready", record->ready,
-                     "guest_runs", record->guest_runs, "forked", record->forked, "refused",
-                     (json_int_t)record->refused, "move", id_format(&record->move, move), "peer", peer,
-                     "from", is_known(&record->from) ? fingerprint_format(&record->from, from) : NULL);
+    return json_pack("{s:s, s:I, s:s, s:b, s:b, s:b, s:b, s:b, s:I, s:s, s:o*, s:s*}", "format", EPOCH_FORMAT,
+                     "epoch", (json_int_t)record->epoch, "role", epoch_role_name(record->role), "ready",
+                     record->ready, "guest_runs", record->guest_runs, "forked", record->forked, "lent",
+                     record->lent, "borrowed", record->borrowed, "refused", (json_int_t)record->refused,
+                     "move", id_format(&record->move, move), "peer", peer, "from",
+                     is_known(&record->from) ? fingerprint_format(&record->from, from) : NULL);
 }
 
 static int peer_from_json(const json_t *json, struct epoch_record *record, struct err *err)
@@ -130,6 +131,8 @@ static int record_from_json(const json_t *json, struct epoch_record *ret, struct
     if (r < 0 || (r = get_bool(json, "ready", false, &record.ready, err)) < 0 ||
         (r = get_bool(json, "guest_runs", true, &record.guest_runs, err)) < 0 ||
         (r = get_bool(json, "forked", false, &record.forked, err)) < 0 ||
+        (r = get_bool(json, "lent", false, &record.lent, err)) < 0 ||
+        (r = get_bool(json, "borrowed", false, &record.borrowed, err)) < 0 ||
         (peer && (r = peer_from_json(peer, &record, err)) < 0) ||
         (json_object_get(json, "from") && (r = from_from_json(json, &record, err)) < 0))
         return r;
@@ -229,7 +232,8 @@ int epoch_set(struct epoch *epoch, const struct epoch_record *record, struct err
                        "the epoch record cannot be written as JSON: the peer's name is not UTF-8");
     int r = json_write_file(epoch->path, json, 0600, err);
     if (r < 0) {
-        /* Perhaps only the folder could not be synced, and the file says something new already: put the old one back. */
+        /* Perhaps only the folder could not be synced, and the file says something new already: put the old
+         * one back. */
         _cleanup_json_ json_t *old = epoch->record.role ? record_to_json(&epoch->record) : NULL;
         if (old)
             json_write_file(epoch->path, old, 0600, NULL);

@@ -29,6 +29,9 @@ struct epoch_record {
     enum epoch_role role;
     bool ready;       /* ARRIVING */
     bool guest_runs;  /* COMMITTED, ARRIVING: the guest is to be continued, not left paused */
+    bool lent;        /* COMMITTED, REPLICA: `peer` fetches blocks from here; until it has them all, only here
+                         they are */
+    bool borrowed;    /* ARRIVING, OWNER: `peer` lends the disks' blocks to us */
     bool forked;      /* OWNER by a human's decision to run an old copy */
     uint64_t refused; /* 0 = none */
     struct id move;   /* the try that made this record; zero at create */

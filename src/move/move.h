@@ -39,9 +39,15 @@ struct move_peer {
     struct fingerprint fingerprint;
 };
 
+/* When the disks go over: before the switch, after it, or first for a bounded time before it. */
+enum move_mode { MOVE_PRECOPY, MOVE_POSTCOPY, MOVE_HYBRID, MOVE_AUTO };
+const char *move_mode_name(enum move_mode mode);
+int move_mode_parse(const char *name, enum move_mode *ret);
+
 struct move_options {
     struct id move; /* random id of this try */
     struct move_peer peer;
+    enum move_mode mode;
     bool dry_run;
     uint64_t bandwidth; /* bytes per second on the wire, 0 = unlimited */
     uint64_t max_blackout_ms;
@@ -71,13 +77,18 @@ void departure_qemu_event(struct departure *departure, const char *event, const 
 enum move_outcome departure_outcome(const struct departure *departure);
 /* Stage, phase, bytes, rates, prediction, error...: docs/protocol.md, "move status". */
 json_t *departure_status(const struct departure *departure);
+/* A connection that oraid handed over: of the destination, which will fetch blocks. Owns `socket`. */
+int departure_connection(struct departure *departure, int socket, struct err *err);
+/* After MOVE_MOVED: who lends the disks, which stay open; NULL: nothing is lent, and they are closed. */
+struct lender;
+struct lender *departure_take_lender(struct departure *departure);
 void departure_free(struct departure *departure); /* joins the thread: only when the outcome is known */
 
 /* --- destination --- */
 struct arrival;
 /* Waits for connections (arrival_connection) of `source` about the VM `vm`; gives up after a while without
  * any. */
-int arrival_start(const struct move_host *host, const struct fingerprint *source, const struct id *vm,
+int arrival_start(const struct move_host *host, const struct move_peer *source, const struct id *vm,
                   struct epoch *epoch, struct arrival **ret, struct err *err);
 /* After a crash of orai-vm while READY (epoch role ARRIVING): adopts the incoming QEMU and waits for the
  * source. When that QEMU is gone too it durably refuses. */
@@ -96,4 +107,7 @@ enum move_outcome arrival_outcome(const struct arrival *arrival);
 json_t *arrival_status(const struct arrival *arrival);
 /* The machine that came, once MOVE_MOVED; the caller's from then on. */
 struct machine *arrival_machine(struct arrival *arrival);
+/* Who fetches what its disks still lack; NULL: nothing. The caller's from then on. */
+struct fetch;
+struct fetch *arrival_fetch(struct arrival *arrival);
 void arrival_free(struct arrival *arrival);

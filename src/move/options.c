@@ -25,6 +25,24 @@ static int peer_from_json(const json_t *json, struct move_peer *ret, struct err 
     return 0;
 }
 
+static const char *const mode_names[] = {
+    [MOVE_PRECOPY] = "precopy", [MOVE_POSTCOPY] = "postcopy", [MOVE_HYBRID] = "hybrid", [MOVE_AUTO] = "auto"};
+
+const char *move_mode_name(enum move_mode mode)
+{
+    return mode_names[mode];
+}
+
+int move_mode_parse(const char *name, enum move_mode *ret)
+{
+    for (size_t i = 0; i < ARRAY_SIZE(mode_names); i++)
+        if (strcmp(mode_names[i], name) == 0) {
+            *ret = (enum move_mode)i;
+            return 0;
+        }
+    return -EINVAL;
+}
+
 #define MAX_MSEC UINT64_C(31536000000) /* a year; as nanoseconds it fits well */
 #define MIN_BANDWIDTH 65536U           /* slower than the heartbeats need */
 
@@ -39,11 +57,13 @@ static int check_types(const json_t *json, struct err *err)
             return err_set(err, EINVAL, "move: \"%s\" must be a whole number, not negative", numbers[i]);
     }
     const json_t *dry_run = json_object_get(json, "dry_run"),
-                 *on_timeout = json_object_get(json, "on_timeout");
+                 *on_timeout = json_object_get(json, "on_timeout"), *mode = json_object_get(json, "mode");
     if (dry_run && !json_is_boolean(dry_run))
         return err_set(err, EINVAL, "move: \"dry_run\" must be true or false");
     if (on_timeout && !json_is_string(on_timeout))
         return err_set(err, EINVAL, "move: \"on_timeout\" must be a string");
+    if (mode && !json_is_string(mode))
+        return err_set(err, EINVAL, "move: \"mode\" must be a string");
     return 0;
 }
 
@@ -82,6 +102,9 @@ int move_options_from_json(const json_t *json, struct move_options *ret, struct 
         return r;
     if (strcmp(on_timeout, "cancel") != 0 && strcmp(on_timeout, "pause") != 0)
         return err_set(err, EINVAL, "on_timeout must be \"cancel\" or \"pause\", not \"%s\"", on_timeout);
+    if (move_mode_parse(json_str(json, "mode", "auto"), &options.mode) < 0)
+        return err_set(err, EINVAL, "mode must be precopy, postcopy, hybrid or auto, not \"%s\"",
+                       json_str(json, "mode", ""));
     options.connections = (unsigned)connections;
     options.pause_on_timeout = strcmp(on_timeout, "pause") == 0;
     *ret = options;

@@ -31,6 +31,7 @@ static void note(struct qemu_news *news, const char *event, const json_t *data)
     } else if (strcmp(event, "BLOCK_IO_ERROR") == 0 && strcmp(json_str(data, "action", ""), "stop") == 0) {
         snprintf(news->io_error, sizeof news->io_error, "a disk's %s failed: %.100s",
                  json_str(data, "operation", "request"), json_str(data, "reason", "no reason given"));
+        news->no_space = json_bool(data, "nospace", false);
     }
 }
 

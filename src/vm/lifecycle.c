@@ -15,6 +15,7 @@
 #include "base/log.h"
 #include "base/macro.h"
 #include "base/pid.h"
+#include "disk/split.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -43,6 +44,7 @@ void vm_end(struct vm *vm, enum vm_state state, const char *why)
     struct err err = ERR_NONE;
     if (vm->machine && machine_stop(vm->machine, 0, &err) < 0)
         log_error("%s", err.text);
+    vm_end_split(vm);
     if (vm->machine && machine_close_disks(vm->machine, &err) < 0)
         log_error("closing the disks: %s", err.text);
     vm_want_paused(vm, false);
@@ -83,7 +85,7 @@ void vm_want_paused(struct vm *vm, bool paused)
         close(fd);
 }
 
-static bool wants_paused(const struct vm *vm)
+bool vm_wants_paused(const struct vm *vm)
 {
     char path[PATH_MAX];
     pause_marker(vm, path);
@@ -100,6 +102,7 @@ void vm_refresh(struct vm *vm)
     }
     if (strcmp(status, "running") == 0) {
         vm->reason[0] = '\0';
+        vm->io_pause = IO_PAUSE_NONE;
         vm_set_state(vm, VM_RUNNING);
         return;
     }
@@ -134,7 +137,7 @@ void vm_take_news(struct vm *vm)
     if (news.gone && !vm->lost_deadline)
         vm->lost_deadline = clock_now() + LOST_NSEC;
     if (news.io_error[0])
-        snprintf(vm->reason, sizeof vm->reason, "%s", news.io_error);
+        vm_io_stopped(vm, &news);
     if (news.stopped || news.resumed)
         vm_refresh(vm);
 }
@@ -149,7 +152,10 @@ static int claim_disk(struct disk *disk, bool forked, struct err *err)
     int r = disk_lineage(disk, &lineage, err);
     if (r < 0)
         return r;
-    if (lineage->claim == LINEAGE_PARTIAL) {
+    if (lineage->claim == LINEAGE_PARTIAL && disk_may_split(disk)) {
+        lineage->claim = LINEAGE_SPLIT; /* orai-vm died between the record and the claim */
+        r = disk_set_lineage(disk, lineage, err);
+    } else if (lineage->claim == LINEAGE_PARTIAL) {
         r = err_set(err, ESTALE, "%s is only part of a copy and cannot be run", disk_path(disk));
         err_hint(err, "move the VM here again, or drop this copy: orai replica drop");
     } else if (lineage->claim == LINEAGE_REPLICA) {
@@ -247,9 +253,13 @@ static int boot(struct vm *vm, struct err *err)
     if (r == 0)
         r = machine_start(vm->machine, false, events_from_qemu, vm, err);
     if (r == 0)
+        r = vm_start_fetch(vm, err);
+    if (r == 0)
         r = qemu_cont(machine_qemu(vm->machine), err);
     if (r < 0 && vm->machine)
         machine_stop(vm->machine, 0, NULL);
+    if (r < 0)
+        vm_end_split(vm);
     if (r == 0)
         vm_refresh(vm);
     return r;
@@ -290,7 +300,7 @@ static int continue_guest(struct vm *vm, struct err *err)
     char status[32];
     int r = qemu_status(machine_qemu(vm->machine), status, err);
     for (size_t i = 0; r == 0 && i < ARRAY_SIZE(startable); i++)
-        if (strcmp(status, startable[i]) == 0 && !wants_paused(vm)) {
+        if (strcmp(status, startable[i]) == 0 && !vm_wants_paused(vm)) {
             r = qemu_cont(machine_qemu(vm->machine), err);
             break;
         }
@@ -316,6 +326,8 @@ static int resume_owner(struct vm *vm, struct err *err)
         r = claim_disks(vm, err);
     if (r == 0)
         r = machine_open_disks(vm->machine, 0, err);
+    if (r == 0) /* QEMU may have waited for blocks when our predecessor died */
+        r = vm_start_fetch(vm, err);
     if (r == 0)
         r = machine_adopt(vm->machine, events_from_qemu, vm, err);
     if (r == 0)
@@ -371,6 +383,8 @@ int vm_resume(struct vm *vm, struct err *err)
         return r;
     case EPOCH_REPLICA:
         r = end_leftover(vm, err);
+        if (r == 0 && record.lent)
+            return vm_lend_resume(vm, err);
         if (r == 0)
             vm_end(vm, VM_REPLICA, "moved");
         return r;

@@ -224,6 +224,8 @@ static int next_timeout(const struct vm *vm)
         next = MIN(next, vm->stop_deadline);
     if (vm->lost_deadline)
         next = MIN(next, vm->lost_deadline);
+    if (vm->fetch || vm->lender || vm->io_pause)
+        next = MIN(next, clock_now() + NSEC_PER_SEC);
     return clock_poll_ms(next);
 }
 
@@ -248,7 +250,9 @@ static void turn(struct vm *vm, int signals)
     int64_t now = clock_now();
     tell_progress(vm, now);
     vm_check_move(vm);
+    vm_check_split(vm);
     vm_take_news(vm);
+    vm_check_io_pause(vm, now);
     check_stop(vm, now);
     check_lost(vm, now);
     check_logs(vm, now);
@@ -327,6 +331,7 @@ static int run(struct vm *vm)
         log_info("told to let go of %s during a move", vm->config.name);
         _exit(EXIT_ENDED);
     }
+    vm_end_split(vm);
     log_info("%s: %s", vm->has_config ? vm->config.name : "the VM",
              vm->ended ? vm->ended : "let go, QEMU goes on");
     machine_free(TAKE_PTR(vm->machine));

@@ -53,6 +53,11 @@ int vm_depart(struct vm *vm, const struct move_options *options, struct err *err
     int r = vm_need_identity(vm, err);
     if (r < 0)
         return r;
+    if (vm_is_split(vm)) {
+        err_set(err, EBUSY, "the disks of %s are not wholly here yet: %s still lends blocks", vm->config.name,
+                epoch_get(vm->epoch)->peer.name);
+        return err_hint(err, "wait until they are: orai status %s", vm->config.name);
+    }
     if (fingerprint_equal(tls_identity_fingerprint(vm->host.identity), &options->peer.fingerprint))
         return err_set(err, EINVAL, "%s is this host: %s is here already", options->peer.name,
                        vm->config.name);
@@ -97,12 +102,17 @@ static void departure_ended(struct vm *vm, enum move_outcome outcome)
     pthread_mutex_lock(&vm->events.mutex);
     vm->events.departure = NULL;
     pthread_mutex_unlock(&vm->events.mutex);
+    if (outcome == MOVE_MOVED)
+        vm->lender = departure_take_lender(vm->departure);
     departure_free(TAKE_PTR(vm->departure));
 
     if (outcome == MOVE_MOVED) {
         control_tell(vm->control,
                      json_pack("{s:s, s:s}", "event", "moved", "peer", epoch_get(vm->epoch)->peer.name));
-        vm_end(vm, VM_REPLICA, "moved");
+        if (vm->lender)
+            vm_lend(vm);
+        else
+            vm_end(vm, VM_REPLICA, "moved");
     } else if (outcome == MOVE_GUEST_LOST || !machine_qemu(vm->machine)) {
         snprintf(vm->reason, sizeof vm->reason, "QEMU ended during a move, before the hand-over");
         vm_end(vm, VM_CRASHED, "crashed");
@@ -153,8 +163,10 @@ static void arrival_ended(struct vm *vm, enum move_outcome outcome)
 {
     tell_move(vm);
     vm->last_move = vm_move_status(vm);
-    if (outcome == MOVE_MOVED)
+    if (outcome == MOVE_MOVED) {
         vm->machine = arrival_machine(vm->arrival);
+        vm->fetch = arrival_fetch(vm->arrival);
+    }
     arrival_free(TAKE_PTR(vm->arrival));
     if (!vm->machine) {
         vm_end(vm, VM_REPLICA, "abandoned");
@@ -174,9 +186,13 @@ int vm_connection(struct vm *vm, int socket, struct err *err)
         arrival_connection(vm->arrival, socket);
         return 0;
     }
+    if (vm->departure)
+        return departure_connection(vm->departure, socket, err);
+    if (vm->lender) {
+        lender_connection(vm->lender, socket);
+        return 0;
+    }
     int r = vm_need_identity(vm, err);
-    if (r == 0 && vm->departure)
-        r = err_set(err, EBUSY, "the VM is about to leave this host");
     if (r < 0) {
         close(socket);
         return r;

@@ -23,6 +23,7 @@ const char options_help[] =
     "  --host-name NAME   what this host is called\n"
     "  --qemu FILE        QEMU to run (default qemu-system-x86_64)\n"
     "  --qemu-user USER   whom QEMU runs as (default orai-qemu if there is such a user)\n"
+    "  --source ADDRESS:PORT  arrive: where the source's host listens; blocks are fetched from there\n"
     "  --faults           obey RUN_DIR/fault (tests)\n"
     "  --help, --version\n";
 
@@ -35,6 +36,7 @@ enum {
     OPT_HOST_NAME,
     OPT_QEMU,
     OPT_QEMU_USER,
+    OPT_SOURCE,
     OPT_FAULTS,
     OPT_FORK
 };
@@ -46,6 +48,7 @@ static const struct option long_options[] = {
     {"host-name", required_argument, NULL, OPT_HOST_NAME},
     {"qemu", required_argument, NULL, OPT_QEMU},
     {"qemu-user", required_argument, NULL, OPT_QEMU_USER},
+    {"source", required_argument, NULL, OPT_SOURCE},
     {"faults", no_argument, NULL, OPT_FAULTS},
     {"fork-old-copy", no_argument, NULL, OPT_FORK},
     {"help", no_argument, NULL, 'h'},
@@ -65,7 +68,7 @@ static int parse_mode(int count, char **words, struct vm_options *options, struc
         return err_set(err, EINVAL, "the mode must be start, arrive or resume");
     options->mode = (enum vm_mode)mode;
     if (mode == MODE_ARRIVE) {
-        if (count < 2 || count > 3 || fingerprint_parse(words[1], &options->source) < 0)
+        if (count < 2 || count > 3 || fingerprint_parse(words[1], &options->source.fingerprint) < 0)
             return err_set(err, EINVAL, "arrive needs the fingerprint of the source: 64 hex digits");
         if (count == 3 && id_parse(words[2], &options->vm) < 0)
             return err_set(err, EINVAL, "\"%s\" is not the id of a VM: 32 hex digits", words[2]);
@@ -74,6 +77,21 @@ static int parse_mode(int count, char **words, struct vm_options *options, struc
     }
     if (options->fork_old_copy && mode != MODE_START)
         return err_set(err, EINVAL, "--fork-old-copy goes with start only");
+    return 0;
+}
+
+/* ADDRESS:PORT; the address may have colons of its own. */
+static int parse_source(const char *text, struct move_peer *ret)
+{
+    const char *colon = strrchr(text, ':');
+    char *end;
+    if (!colon || colon == text || (size_t)(colon - text) >= sizeof ret->address)
+        return -EINVAL;
+    unsigned long port = strtoul(colon + 1, &end, 10);
+    if (end == colon + 1 || *end || port == 0 || port > UINT16_MAX)
+        return -EINVAL;
+    snprintf(ret->address, sizeof ret->address, "%.*s", (int)(colon - text), text);
+    ret->port = (uint16_t)port;
     return 0;
 }
 
@@ -119,6 +137,10 @@ int options_parse(int argc, char **argv, struct vm_options *ret, const char **re
             break;
         case OPT_QEMU_USER:
             options.qemu_user = optarg;
+            break;
+        case OPT_SOURCE:
+            if (parse_source(optarg, &options.source) < 0)
+                return err_set(err, EINVAL, "--source needs ADDRESS:PORT, not \"%s\"", optarg);
             break;
         case OPT_FAULTS:
             options.faults = true;

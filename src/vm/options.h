@@ -6,7 +6,7 @@
 
 #include "base/err.h"
 #include "base/id.h"
-#include "base/tls.h"
+#include "move/move.h"
 
 #include <stdbool.h>
 
@@ -18,9 +18,9 @@ struct vm_options {
     const char *qemu_user; /* NULL: orai-qemu if there is such a user, else our own */
     bool faults;
     enum vm_mode mode;
-    bool fork_old_copy;        /* start */
-    struct fingerprint source; /* arrive */
-    struct id vm;              /* arrive: zero when vm.json must say it */
+    bool fork_old_copy;      /* start */
+    struct move_peer source; /* arrive: name is not known */
+    struct id vm;            /* arrive: zero when vm.json must say it */
 };
 
 extern const char options_help[];

@@ -82,5 +82,7 @@ json_t *vm_status(struct vm *vm)
         json_object_set_new(json, "reason", json_string(vm->reason));
     json_object_set_new(json, "disks", vm_is_moving(vm) ? json_incref(vm->disks) : vm_disks(vm));
     json_object_set_new(json, "move", vm_move_status(vm));
+    json_object_set_new(json, "borrows", vm->fetch ? fetch_status(vm->fetch) : json_null());
+    json_object_set_new(json, "lends", vm_is_moving(vm) ? json_null() : vm_lends(vm));
     return json;
 }

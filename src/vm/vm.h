@@ -5,6 +5,8 @@
  *   main.c        arguments, folders, lock; the loop
  *   lifecycle.c   start, resume, and every end
  *   moving.c      departures and arrivals, from their beginning to their outcome
+ *   splitting.c   after a post-copy hand-over: fetching blocks, lending them
+ *   io_pause.c    the guest stands still for a disk, until it may go on
  *   events.c      what other threads tell the main thread
  *   control.c     clients of the control socket
  *   verbs.c       what each request does, and in which states it is allowed
@@ -16,6 +18,8 @@
 #pragma once
 
 #include "base/err.h"
+#include "move/fetch.h"
+#include "move/lender.h"
 #include "move/move.h"
 #include "vm/options.h"
 #include "vmm/machine.h"
@@ -43,7 +47,8 @@ struct qemu_news {
     bool shut_down;        /* SHUTDOWN */
     bool by_guest;         /* ... asked for by the guest */
     bool gone;             /* the connection has ended */
-    char io_error[160];    /* BLOCK_IO_ERROR */
+    char io_error[160];    /* BLOCK_IO_ERROR that stopped the guest */
+    bool no_space;         /* ... because the host's disk is full */
 };
 
 struct events {
@@ -64,8 +69,19 @@ struct vm {
     struct machine *machine; /* NULL while arriving */
     struct departure *departure;
     struct arrival *arrival;
+    struct fetch
+        *fetch; /* while the machine's disks lack something, or the lender has not heard that none do */
+    struct lender *lender; /* the guest left, and its disks are lent; then there is a machine without QEMU */
     struct events events;
     struct control *control;
+
+    enum io_pause {
+        IO_PAUSE_NONE,
+        IO_PAUSE_NO_SPACE,
+        IO_PAUSE_BLOCKS,
+        IO_PAUSE_OTHER
+    } io_pause;      /* why QEMU stopped the guest by itself */
+    int64_t io_look; /* whether it may go on: not before */
 
     enum vm_state state;
     char reason[256];      /* why it is paused, crashed... */
@@ -77,8 +93,8 @@ struct vm {
     int64_t next_trim;
     int64_t lost_deadline; /* QMP is gone, QEMU is not: until when to wait for its exit, 0 = not so */
     bool let_go;           /* end this process, not QEMU */
-    const char *ended; /* why, once the process may end */
-    bool killed;       /* a kill was asked for */
+    const char *ended;     /* why, once the process may end */
+    bool killed;           /* a kill was asked for */
 };
 
 /* --- lifecycle.c -------------------------------------------------------------------------------------------
@@ -91,6 +107,7 @@ int vm_resume(struct vm *vm, struct err *err);
 void vm_refresh(struct vm *vm);
 /* Takes what QEMU has said, and its exit. */
 void vm_take_news(struct vm *vm);
+bool vm_wants_paused(const struct vm *vm);
 /* Remembers durably (for this boot) that its owner wants the guest paused, or not. */
 void vm_want_paused(struct vm *vm, bool paused);
 /* Ends QEMU at once. */
@@ -115,6 +132,27 @@ void vm_check_move(struct vm *vm);
 bool vm_is_moving(const struct vm *vm);
 /* Opens the host's key when it is needed for the first time. */
 int vm_need_identity(struct vm *vm, struct err *err);
+
+/* --- splitting.c -------------------------------------------------------------------------------------------
+ */
+
+/* If the record says that blocks are borrowed. Before the guest runs. */
+int vm_start_fetch(struct vm *vm, struct err *err);
+int vm_lend_resume(struct vm *vm, struct err *err);
+/* vm->lender is there: the state says so. */
+void vm_lend(struct vm *vm);
+bool vm_is_split(const struct vm *vm);
+/* Takes note of what has ended. */
+void vm_check_split(struct vm *vm);
+void vm_end_split(struct vm *vm);
+json_t *vm_lends(const struct vm *vm);
+
+/* --- io_pause.c --------------------------------------------------------------------------------------------
+ */
+
+void vm_io_stopped(struct vm *vm, const struct qemu_news *news);
+/* Lets the guest go on when what it waits for has come. */
+void vm_check_io_pause(struct vm *vm, int64_t now);
 
 /* --- events.c ----------------------------------------------------------------------------------------------
  */

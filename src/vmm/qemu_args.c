@@ -124,8 +124,8 @@ static void add_disk(struct args *args, const struct qemu_env *env, size_t index
     add(args, "-blockdev");
     add_text(args, json ? json_dumps(json, JSON_COMPACT) : NULL);
     add(args, "-device");
-    add(args, "virtio-blk-pci,id=vd%zu,drive=%s,serial=%s,addr=%#zx%s", index, node, node, SLOT_DISK + index,
-        boot ? ",bootindex=1" : "");
+    add(args, "virtio-blk-pci,id=vd%zu,drive=%s,serial=%s,rerror=stop,werror=stop,addr=%#zx%s", index, node,
+        node, SLOT_DISK + index, boot ? ",bootindex=1" : "");
 }
 
 static void add_nic(struct args *args, const struct vm_nic *nic, size_t index, int tap)

@@ -1,0 +1,384 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include "move/lender.h"
+
+#include "base/clock.h"
+#include "base/endian.h"
+#include "base/json.h"
+#include "base/log.h"
+#include "base/macro.h"
+#include "disk/heat.h"
+#include "disk/relocate.h"
+#include "disk/split.h"
+#include "move/session.h"
+
+#include <errno.h>
+#include <stdatomic.h>
+#include <stdlib.h>
+#include <string.h>
+#include <xxhash.h>
+
+#define MAX_CONNECTIONS 8 /* the borrower has two; one that vanished is noticed after MOVE_STALL_MS */
+#define GREET_NS (20 * NSEC_PER_SEC)
+#define PIECE_BYTES ((size_t)WIRE_RUN_MAX_BLOCKS * DISK_BLOCK)
+#define HOT_EXTENTS 8192U
+
+struct lender {
+    struct lender_options options;
+    pthread_mutex_t lock;
+    pthread_cond_t changed;
+    unsigned connections; /* threads */
+    struct session *sessions[MAX_CONNECTIONS];
+    bool open, released, confirmed, closing;
+    atomic_ullong fetches, bytes;
+};
+
+struct conversation {
+    struct lender *lender;
+    int socket;
+    struct session session;
+    uint8_t data[PIECE_BYTES];
+};
+
+/* --- one request -----------------------------------------------------------------------------------------
+ */
+
+static int send_piece(struct conversation *conversation, uint16_t disk, const struct relocate_piece *piece,
+                      struct err *err)
+{
+    uint8_t head[WIRE_RUN_SIZE];
+    struct wire_run run = {
+        .disk = disk,
+        .flags = piece->zero ? WIRE_RUN_ZERO : 0,
+        .generation = piece->run.generation,
+        .block = piece->run.block,
+        .count = (uint32_t)piece->run.count,
+        .checksum = piece->zero ? 0 : XXH3_64bits(conversation->data, piece->size),
+    };
+    wire_run_encode(&run, head);
+    atomic_fetch_add_explicit(&conversation->lender->bytes, piece->size, memory_order_relaxed);
+    return link_send(conversation->session.control, FRAME_RUN, head, sizeof head, conversation->data,
+                     piece->size, err);
+}
+
+static int check_fetch(const struct lender *lender, const struct wire_fetch *fetch, struct err *err)
+{
+    if (fetch->disk >= lender->options.disk_count)
+        return err_set(err, EPROTO, "blocks of disk %u, which the VM does not have", fetch->disk);
+    const struct disk *disk = lender->options.disks[fetch->disk];
+    if (fetch->block >= disk_blocks(disk) || fetch->count > disk_blocks(disk) - fetch->block)
+        return err_set(err, EPROTO, "block %llu is beyond the end of disk %u",
+                       (unsigned long long)fetch->block, fetch->disk);
+    return 0;
+}
+
+static int answer(struct conversation *conversation, const struct mail *mail, struct err *err)
+{
+    struct lender *lender = conversation->lender;
+    struct wire_fetch fetch;
+    int r = wire_fetch_decode(mail->payload, mail->frame.length, &fetch, err);
+    if (r < 0 || (r = check_fetch(lender, &fetch, err)) < 0)
+        return r;
+    atomic_fetch_add_explicit(&lender->fetches, 1, memory_order_relaxed);
+    struct disk *disk = lender->options.disks[fetch.disk];
+    uint64_t end = fetch.block + fetch.count;
+    struct disk_run run;
+    for (uint64_t from = fetch.block; from < end &&
+                                      disk_next_run(disk, from, fetch.above, fetch.upto, end - from, &run) &&
+                                      run.block < end;) {
+        struct relocate_piece piece;
+        run.count = MIN(run.count, end - run.block);
+        if ((r = relocate_read(disk, &run, conversation->data, PIECE_BYTES, &piece, err)) < 0 ||
+            (r = send_piece(conversation, fetch.disk, &piece, err)) < 0)
+            return r;
+        from = piece.run.block + piece.run.count;
+    }
+    return link_send(conversation->session.control, FRAME_FETCHED, mail->payload, mail->frame.length, NULL, 0,
+                     err);
+}
+
+/* --- one connection --------------------------------------------------------------------------------------
+ */
+
+static int on_frame(void *arg, struct link *link, const struct frame *frame, const uint8_t *payload,
+                    struct err *err)
+{
+    struct conversation *conversation = arg;
+    return session_post(&conversation->session, link, frame, payload, err);
+}
+
+static void on_closed(void *arg, struct link *link, const struct err *err)
+{
+    struct conversation *conversation = arg;
+    (void)link;
+    session_lost(&conversation->session, err);
+}
+
+static int greet(struct conversation *conversation, bool *ret_background, struct err *err)
+{
+    const struct lender_options *options = &conversation->lender->options;
+    struct session *session = &conversation->session;
+    _cleanup_json_ json_t *hello = NULL,
+                          *answer = json_pack("{s:i, s:s, s:s}", "protocol", MOVE_PROTOCOL_VERSION, "host",
+                                              options->host->name, "version", ORAI_VERSION);
+    struct mail *mail;
+    int r = session_wait(session, FRAME_HELLO, clock_now() + GREET_NS, &mail, err);
+    if (r < 0)
+        return r;
+    uint64_t epoch = mail->frame.epoch;
+    r = json_parse((char *)mail->payload, mail->frame.length, "hello", &hello, err);
+    free(mail);
+    if (r < 0)
+        return r;
+    if (strcmp(json_str(hello, "role", ""), "fetch") != 0)
+        return err_set(err, EBUSY, "a connection that wants no blocks");
+    if (epoch != options->epoch)
+        return err_set(err, ESTALE, "blocks of epoch %llu are asked for; what is lent here is of epoch %llu",
+                       (unsigned long long)epoch, (unsigned long long)options->epoch);
+    link_set_epoch(session->control, epoch);
+    *ret_background = json_u64(hello, "index", 0) > 0;
+    return link_send_json(session->control, FRAME_HELLO, answer, err);
+}
+
+/* Waits until the hand-over is committed. */
+static int wait_open(struct lender *lender, struct err *err)
+{
+    pthread_mutex_lock(&lender->lock);
+    while (!lender->open && !lender->closing)
+        pthread_cond_wait(&lender->changed, &lender->lock);
+    bool open = lender->open && !lender->closing;
+    pthread_mutex_unlock(&lender->lock);
+    return open ? 0 : err_set(err, ECANCELED, "the VM was not handed over");
+}
+
+static int send_hot(struct conversation *conversation, struct err *err)
+{
+    const struct lender_options *options = &conversation->lender->options;
+    int r = 0;
+    for (size_t i = 0; r == 0 && i < options->disk_count; i++) {
+        uint32_t extents[HOT_EXTENTS];
+        uint8_t head[WIRE_CLAIM_SIZE];
+        size_t count = disk_hottest(options->disks[i], extents, HOT_EXTENTS);
+        for (size_t n = 0; n < count; n++)
+            put_le32(&extents[n], extents[n]);
+        wire_claim_encode(&(struct wire_claim){.disk = (uint16_t)i}, head);
+        r = link_send(conversation->session.control, FRAME_HOT, head, sizeof head, extents,
+                      count * sizeof *extents, err);
+    }
+    return r;
+}
+
+/* Told only once our record says durably that nothing is lent. */
+static int release(struct conversation *conversation, struct err *err)
+{
+    struct lender *lender = conversation->lender;
+    pthread_mutex_lock(&lender->lock);
+    lender->released = true;
+    pthread_cond_broadcast(&lender->changed);
+    pthread_mutex_unlock(&lender->lock);
+    if (lender->options.host->on_change)
+        lender->options.host->on_change(lender->options.host->arg);
+    pthread_mutex_lock(&lender->lock);
+    while (!lender->confirmed && !lender->closing)
+        pthread_cond_wait(&lender->changed, &lender->lock);
+    bool confirmed = lender->confirmed;
+    pthread_mutex_unlock(&lender->lock);
+    if (!confirmed)
+        return 0;
+    int r = link_send(conversation->session.control, FRAME_RELEASED, NULL, 0, NULL, 0, err);
+    return r < 0 ? r : link_drain(conversation->session.control, clock_now() + NSEC_PER_SEC, err);
+}
+
+static int converse(struct conversation *conversation, struct err *err)
+{
+    bool background = false, told_hot = false;
+    int r = greet(conversation, &background, err);
+    if (r == 0)
+        r = wait_open(conversation->lender, err);
+    while (r == 0) {
+        struct mail *mail;
+        r = session_next(&conversation->session, INT64_MAX / 2, &mail, err);
+        if (r < 0)
+            break;
+        if (mail->frame.type == FRAME_FETCH && background && !told_hot) {
+            told_hot = true; /* not earlier: only who fetches knows what to do with it */
+            r = send_hot(conversation, err);
+        }
+        if (r == 0 && mail->frame.type == FRAME_FETCH)
+            r = answer(conversation, mail, err);
+        else if (r == 0 && mail->frame.type == FRAME_RELEASE)
+            r = release(conversation, err);
+        else if (r == 0)
+            r = err_set(err, EPROTO, "the borrower sent \"%s\"", frame_type_name(mail->frame.type));
+        free(mail);
+    }
+    return r;
+}
+
+/* The borrower learns why, for example that a block cannot be read. */
+static void tell(struct conversation *conversation, struct err *err)
+{
+    struct link *link = conversation->session.control;
+    err_where(err, conversation->lender->options.host->name, "lend");
+    _cleanup_json_ json_t *json = err_to_json(err);
+    if (link && link_send_json(link, FRAME_ERROR, json, NULL) == 0)
+        link_drain(link, clock_now() + NSEC_PER_SEC, NULL);
+}
+
+static int connect_link(struct conversation *conversation, struct err *err)
+{
+    const struct lender_options *options = &conversation->lender->options;
+    struct tls *tls;
+    int r = tls_accept(options->host->identity, conversation->socket, &options->borrower,
+                       clock_now() + GREET_NS, &tls, err);
+    if (r < 0)
+        return r;
+    /* No epoch yet: one that asks for another gets an answer. */
+    struct link_options link = {.vm = options->vm, .heartbeat = true, .stall_ms = MOVE_STALL_MS};
+    struct link_handler handler = {.frame = on_frame, .closed = on_closed, .arg = conversation};
+    return link_start(tls, &link, &handler, &conversation->session.control, err);
+}
+
+static bool enter(struct lender *lender, struct session *session)
+{
+    bool room = false;
+    pthread_mutex_lock(&lender->lock);
+    for (size_t i = 0; !room && !lender->closing && i < MAX_CONNECTIONS; i++)
+        if (!lender->sessions[i]) {
+            lender->sessions[i] = session;
+            room = true;
+        }
+    pthread_mutex_unlock(&lender->lock);
+    return room;
+}
+
+static void leave(struct lender *lender, const struct session *session)
+{
+    pthread_mutex_lock(&lender->lock);
+    for (size_t i = 0; i < MAX_CONNECTIONS; i++)
+        if (lender->sessions[i] == session)
+            lender->sessions[i] = NULL;
+    pthread_mutex_unlock(&lender->lock);
+}
+
+static void *converse_thread(void *arg)
+{
+    struct conversation *conversation = arg;
+    struct lender *lender = conversation->lender;
+    struct err err = ERR_NONE;
+    session_hurry();
+    int r = connect_link(conversation, &err);
+    if (r == 0)
+        r = converse(conversation, &err);
+    if (r < 0) {
+        log_info("lending: %s", err.text);
+        if (r != -ECANCELED && !conversation->session.lost.code)
+            tell(conversation, &err);
+    }
+    leave(lender, &conversation->session);
+    session_done(&conversation->session);
+    free(conversation);
+    pthread_mutex_lock(&lender->lock);
+    lender->connections--;
+    pthread_cond_broadcast(&lender->changed);
+    pthread_mutex_unlock(&lender->lock);
+    return NULL;
+}
+
+void lender_connection(struct lender *lender, int socket)
+{
+    struct err err = ERR_NONE;
+    struct conversation *conversation = calloc(1, sizeof *conversation);
+    pthread_t thread;
+    if (!conversation || session_init(&conversation->session, 0, &err) < 0) {
+        free(conversation);
+        close(socket);
+        return;
+    }
+    conversation->lender = lender;
+    conversation->socket = socket;
+    if (!enter(lender, &conversation->session))
+        goto refuse;
+    pthread_mutex_lock(&lender->lock);
+    lender->connections++;
+    pthread_mutex_unlock(&lender->lock);
+    if (pthread_create(&thread, NULL, converse_thread, conversation) == 0) {
+        pthread_detach(thread);
+        return;
+    }
+    leave(lender, &conversation->session);
+    pthread_mutex_lock(&lender->lock);
+    lender->connections--;
+    pthread_mutex_unlock(&lender->lock);
+refuse:
+    session_done(&conversation->session);
+    free(conversation);
+    close(socket);
+}
+
+/* --- the object ------------------------------------------------------------------------------------------
+ */
+
+int lender_new(const struct lender_options *options, struct lender **ret, struct err *err)
+{
+    struct lender *lender = calloc(1, sizeof *lender);
+    if (!lender)
+        return err_set(err, ENOMEM, "out of memory");
+    lender->options = *options;
+    pthread_mutex_init(&lender->lock, NULL);
+    pthread_cond_init(&lender->changed, NULL);
+    *ret = lender;
+    return 0;
+}
+
+void lender_open(struct lender *lender)
+{
+    pthread_mutex_lock(&lender->lock);
+    lender->open = true;
+    pthread_cond_broadcast(&lender->changed);
+    pthread_mutex_unlock(&lender->lock);
+}
+
+bool lender_released(const struct lender *lender)
+{
+    pthread_mutex_t *lock = (pthread_mutex_t *)&lender->lock; /* locking does not change the lender */
+    pthread_mutex_lock(lock);
+    bool released = lender->released;
+    pthread_mutex_unlock(lock);
+    return released;
+}
+
+void lender_confirm(struct lender *lender)
+{
+    pthread_mutex_lock(&lender->lock);
+    lender->confirmed = true;
+    pthread_cond_broadcast(&lender->changed);
+    pthread_mutex_unlock(&lender->lock);
+}
+
+void lender_numbers(const struct lender *lender, struct lender_numbers *ret)
+{
+    pthread_mutex_t *lock = (pthread_mutex_t *)&lender->lock;
+    pthread_mutex_lock(lock);
+    ret->connections = lender->connections;
+    pthread_mutex_unlock(lock);
+    ret->fetches = atomic_load(&lender->fetches);
+    ret->bytes = atomic_load(&lender->bytes);
+}
+
+void lender_free(struct lender *lender)
+{
+    if (!lender)
+        return;
+    pthread_mutex_lock(&lender->lock);
+    lender->closing = true;
+    pthread_cond_broadcast(&lender->changed);
+    for (size_t i = 0; i < MAX_CONNECTIONS; i++)
+        if (lender->sessions[i])
+            session_cancel(lender->sessions[i]);
+    while (lender->connections)
+        pthread_cond_wait(&lender->changed, &lender->lock);
+    pthread_mutex_unlock(&lender->lock);
+    pthread_cond_destroy(&lender->changed);
+    pthread_mutex_destroy(&lender->lock);
+    free(lender);
+}

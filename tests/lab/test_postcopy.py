@@ -1,0 +1,187 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Moves in which the guest is there before its disk: stories of disks that are split between two hosts."""
+
+import json
+import time
+
+import pytest
+
+from host import MIB, OraiError, wait_until
+
+SLOW = 40_000_000  # bits per second
+SPLIT = ("--mode", "postcopy")
+
+
+def borrows(host, guest):
+    """What the host still fetches; None when all is there and the lender has heard it."""
+    return host.vm(guest.name)["borrows"]
+
+
+def lends(host, guest):
+    return host.vm(guest.name)["lends"]
+
+
+def whole(host, guest, lender, timeout=60):
+    wait_until(lambda: borrows(host, guest) is None, timeout, f"all of the disk is on {host.name}")
+    wait_until(lambda: lends(lender, guest) is None and lender.vm_state(guest.name) == "replica", 20,
+               f"{lender.name} lends nothing any more")
+
+
+def switch(guest, source, target, *options):
+    """Moves it. From the switch on the cable is slow, so that the disk takes seconds to follow."""
+    source.fault(guest.name, "source.pause.end", "hold")
+    mover = source.begin("move", guest.name, target.name, *SPLIT, "--format", "json", *options)
+    source.wait_fault_reached(guest.name, "source.pause.end")
+    source.link.limit(SLOW)
+    source.clear_fault(guest.name)
+    out, err = mover.communicate(timeout=60)
+    assert mover.returncode == 0, err
+    result = json.loads(out)
+    assert result["state"] == "moved"
+    guest.check_alive()
+    states = guest.lab.where(guest.name)
+    assert states[target.name] == "running" and list(states.values()).count("running") == 1
+    return result
+
+
+def check_whole(guest, host):
+    """Every record that the guest was told is durable is there."""
+    last = guest.power_off(host)
+    guest.check_records(host, last["durable"], last["written"])
+
+
+def test_the_guest_is_there_before_its_disk(labs, guests):
+    lab = labs("a", "b")
+    guest = guests(lab, lab.a, rate=0)
+    guest.ask("write 8000")
+    guest.ask("rate 100")
+    result = switch(guest, lab.a, lab.b)
+    assert result["disk_bytes"] < 100_000, "before the switch goes only what says where the rest is"
+    assert result["disk_later_bytes"] >= 6000 * 4096
+    assert borrows(lab.b, guest)["missing_bytes"] > 0, "the rest takes seconds at this rate"
+    assert lends(lab.a, guest)["to"] == "b"
+    whole(lab.b, guest, lab.a)
+    guest.quiet()
+    check_whole(guest, lab.b)
+
+
+
+@pytest.fixture
+def split(labs, guests):
+    """A guest under way from a to b whose disk takes seconds to follow it: (lab, guest)."""
+    def make(*names, records=6000, rate=50):
+        lab = labs(*(names or ("a", "b")))
+        guest = guests(lab, lab.a, rate=0)
+        guest.ask(f"write {records}")
+        guest.ask(f"rate {rate}")
+        switch(guest, lab.a, lab.b)
+        assert borrows(lab.b, guest)["missing_bytes"] > 4 * MIB
+        return lab, guest
+    return make
+
+
+def finish(lab, guest):
+    whole(lab.b, guest, lab.a)
+    guest.quiet()
+    guest.check_alive()
+    check_whole(guest, lab.b)
+
+
+@pytest.mark.parametrize("who,point", [
+    ("a", "source.pause.end"), ("b", "destination.pause.end"), ("a", "source.commit.written"),
+    ("b", "destination.commit.written"), ("a", "source.finish.begin"), ("b", "destination.finish.begin"),
+    ("b", "fetch.begin"), ("b", "fetch.whole"), ("b", "fetch.release"), ("a", "lend.release")])
+def test_killed_at_each_step(labs, guests, who, point):
+    """Whichever orai-vm is killed where: the guest runs on one host, and all of its disk comes there."""
+    lab = labs("a", "b")
+    guest = guests(lab, lab.a, rate=0)
+    guest.ask("write 4000")
+    guest.ask("rate 50")
+    host = getattr(lab, who)
+    host.fault(guest.name, point, "kill")
+    mover = lab.a.begin("move", guest.name, "b", *SPLIT)
+    host.wait_fault_reached(guest.name, point)
+    host.clear_fault(guest.name)
+    mover.communicate(timeout=200)
+    wait_until(lambda: list(lab.where(guest.name).values()).count("running") == 1, 150, "it runs on one host")
+    if lab.where(guest.name)["a"] == "running":  # rolled back, or refused
+        assert point in ("source.pause.end", "destination.pause.end")
+        guest.check_alive()
+        check_whole(guest, lab.a)
+    else:
+        finish(lab, guest)
+
+
+@pytest.mark.parametrize("who", ["a", "b"])
+def test_a_killed_orai_vm_goes_on_where_it_was(split, who):
+    lab, guest = split()
+    getattr(lab, who).kill("orai-vm", guest.name)
+    finish(lab, guest)
+
+
+@pytest.mark.parametrize("who", ["a", "b"])
+def test_a_restarted_oraid_changes_nothing(split, who):
+    lab, guest = split()
+    getattr(lab, who).kill("oraid", guest.name)
+    getattr(lab, who).restart()
+    finish(lab, guest)
+
+
+def test_a_cut_link_makes_the_guest_wait_and_nothing_else(split):
+    lab, guest = split()
+    before = borrows(lab.b, guest)["missing_bytes"]
+    lab.a.link.cut()
+    wait_until(lambda: (borrows(lab.b, guest) or {}).get("error"), 30, "b says what it waits for")
+    assert lends(lab.a, guest)["to"] == "b"
+    time.sleep(1)
+    lab.a.link.heal()
+    wait_until(lambda: (borrows(lab.b, guest) or {"missing_bytes": 0})["missing_bytes"] < before - MIB, 30, "it goes on")
+    finish(lab, guest)
+
+
+def test_what_is_lent_is_not_dropped_nor_run(split):
+    lab, guest = split()
+    with pytest.raises(OraiError) as failure:
+        lab.a.orai("replica", "drop", guest.name)
+    assert "blocks" in failure.value.err
+    with pytest.raises(OraiError):
+        lab.a.orai("start", guest.name)
+    finish(lab, guest)
+
+
+def test_moving_on_waits_until_the_disk_is_whole(split):
+    lab, guest = split("a", "b", "c")
+    lab.b.orai("move", guest.name, "c", timeout=120)
+    assert lab.where(guest.name) == {"a": "replica", "b": "replica", "c": "running"}
+    guest.check_alive()
+    check_whole(guest, lab.c)
+
+
+def test_and_back_again_while_still_split(split):
+    lab, guest = split()
+    lab.b.orai("move", guest.name, "a", timeout=120)
+    assert lab.where(guest.name) == {"a": "running", "b": "replica"}
+    guest.check_alive()
+    check_whole(guest, lab.a)
+
+
+def test_a_split_guest_that_is_stopped_is_fetched_for_when_it_starts_again(split):
+    lab, guest = split()
+    last = guest.power_off(lab.b)
+    lab.b.orai("start", guest.name)
+    wait_until(lambda: lab.b.vm_state(guest.name) == "running", 30, "it runs again")
+    whole(lab.b, guest, lab.a)
+    lab.b.orai("kill", guest.name)
+    guest.check_records(lab.b, last["durable"], last["written"])
+
+
+def test_a_guest_that_waits_too_long_stands_still_and_sees_no_error(split):
+    lab, guest = split()
+    lab.a.link.cut()
+    cut = time.monotonic()
+    wait_until(lambda: lab.b.vm_state(guest.name) == "paused", 60, "the guest stands still")
+    assert time.monotonic() - cut > 20
+    assert "only a has" in lab.b.vm(guest.name)["reason"]
+    lab.a.link.heal()
+    wait_until(lambda: lab.b.vm_state(guest.name) == "running", 30, "it goes on by itself")
+    finish(lab, guest)

@@ -1,0 +1,271 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * In which order missing blocks are asked for, and how many at a time. Time is a number that the test says.
+ */
+#include "../disk/split_test.h"
+
+#include "base/clock.h"
+#include "move/fetch_order.h"
+
+#define MSEC NSEC_PER_MSEC
+#define ALL 0x1ffU /* every extent is missing */
+
+static struct disk *disk;
+static struct fetch_order *order;
+static int64_t now;
+
+static int setup(void **state)
+{
+    boot = 1;
+    now = 1000 * MSEC;
+    return make_folder(state);
+}
+
+static int teardown(void **state)
+{
+    fetch_order_free(order);
+    order = NULL;
+    disk_close(disk, NULL);
+    disk = NULL;
+    return drop_folder(state);
+}
+
+static void missing(unsigned extents)
+{
+    disk = split_disk(in_folder("d"), extents);
+    assert_ok(fetch_order_new(&disk, 1, &order, &err));
+}
+
+/* The next request, which there must be. */
+static struct wire_fetch next(bool urgent)
+{
+    struct wire_fetch fetch = {0};
+    int64_t again;
+    bool is_urgent;
+    assert_true(fetch_order_next(order, now, &fetch, &is_urgent, &again));
+    assert_int_equal(is_urgent, urgent);
+    return fetch;
+}
+
+static bool nothing_next(void)
+{
+    struct wire_fetch fetch;
+    int64_t again;
+    bool urgent;
+    return !fetch_order_next(order, now, &fetch, &urgent, &again);
+}
+
+/* It comes, and is here. */
+static void answer(const struct wire_fetch *asked)
+{
+    fetch(disk, asked->block, asked->count);
+    assert_true(fetch_order_answered(order, asked, asked->count * DISK_BLOCK, now));
+}
+
+static void assert_asks(const struct wire_fetch *asked, uint64_t block, uint32_t count)
+{
+    assert_int_equal(asked->block, block);
+    assert_int_equal(asked->count, count);
+}
+
+static void test_without_demand_or_heat_it_goes_by_address(void **state)
+{
+    missing(1U << 1 | 1U << 3);
+    for (uint64_t block = EXTENT; block < 2 * EXTENT; block += FETCH_REST_BLOCKS) {
+        struct wire_fetch asked = next(false);
+        assert_asks(&asked, block, FETCH_REST_BLOCKS);
+        answer(&asked);
+    }
+    struct wire_fetch asked = next(false);
+    assert_asks(&asked, 3 * EXTENT, FETCH_REST_BLOCKS);
+}
+
+static void test_what_somebody_waits_for_comes_first_and_alone(void **state)
+{
+    missing(ALL);
+    struct wire_fetch rest = next(false);
+    fetch_order_demand(order, 0, 1000, 1);
+    struct wire_fetch asked = next(true);
+    assert_asks(&asked, 1000, 1);
+    now += MSEC;
+    assert_true(nothing_next()); /* the guest must not wait behind what nobody waits for */
+    answer(&asked);
+    answer(&rest);
+    next(false);
+}
+
+static void test_however_much_is_demanded_the_rest_moves_on(void **state)
+{
+    missing(ALL);
+    next(false);
+    fetch_order_demand(order, 0, 1000, 1);
+    next(true);
+    now += 49 * MSEC;
+    assert_true(nothing_next());
+    now += 2 * MSEC;
+    next(false);
+}
+
+static void test_only_what_is_missing_is_asked_for(void **state)
+{
+    missing(1U << 1);
+    fetch(disk, EXTENT + 2, 3);
+    fetch_order_demand(order, 0, EXTENT - 5, 20);
+    struct wire_fetch asked = next(true);
+    assert_asks(&asked, EXTENT, 2);
+    asked = next(true);
+    assert_asks(&asked, EXTENT + 5, 10);
+}
+
+static void test_what_is_under_way_is_not_asked_for_again(void **state)
+{
+    missing(ALL);
+    fetch_order_demand(order, 0, 100, 4);
+    fetch_order_demand(order, 0, 102, 4);
+    struct wire_fetch asked = next(true);
+    assert_asks(&asked, 100, 4);
+    asked = next(true);
+    assert_asks(&asked, 104, 2);
+    fetch_order_demand(order, 0, 101, 3);
+    struct wire_fetch more;
+    int64_t again;
+    bool urgent = true;
+    if (fetch_order_next(order, now, &more, &urgent, &again))
+        assert_false(urgent);
+}
+
+static void test_an_answer_that_was_not_asked_for_is_noticed(void **state)
+{
+    missing(ALL);
+    struct wire_fetch asked = next(false), other = asked;
+    other.serial++;
+    assert_false(fetch_order_answered(order, &other, 0, now));
+    other = asked;
+    other.count++;
+    assert_false(fetch_order_answered(order, &other, 0, now));
+    assert_true(fetch_order_answered(order, &asked, 0, now));
+    assert_false(fetch_order_answered(order, &asked, 0, now));
+}
+
+static void test_hot_extents_come_before_the_others_hottest_first(void **state)
+{
+    const uint32_t hot[] = {5, 2};
+    missing(ALL);
+    assert_int_equal(fetch_order_hot(order, 0, hot, 2), 0);
+    uint64_t expected[] = {5, 2, 0};
+    for (size_t i = 0; i < 3; i++)
+        for (uint64_t block = 0; block < EXTENT; block += FETCH_REST_BLOCKS) {
+            struct wire_fetch asked = next(false);
+            assert_asks(&asked, expected[i] * EXTENT + block, FETCH_REST_BLOCKS);
+            answer(&asked);
+        }
+}
+
+static void test_a_reader_that_goes_on_is_read_ahead_of(void **state)
+{
+    missing(ALL);
+    for (uint64_t block = 600; block < 602; block++) {
+        fetch_order_demand(order, 0, block, 1);
+        struct wire_fetch asked = next(true);
+        answer(&asked);
+    }
+    struct wire_fetch ahead = next(false);
+    assert_asks(&ahead, 602, 32);
+    answer(&ahead);
+    fetch_order_demand(order, 0, 634, 1);
+    struct wire_fetch asked = next(true);
+    answer(&asked);
+    ahead = next(false);
+    assert_asks(&ahead, 635, 64); /* and further each time */
+}
+
+static void test_random_reads_are_not_read_ahead_of(void **state)
+{
+    missing(ALL);
+    static const uint64_t blocks[] = {1500, 300, 900, 1200};
+    for (size_t i = 0; i < ARRAY_SIZE(blocks); i++) {
+        fetch_order_demand(order, 0, blocks[i], 1);
+        struct wire_fetch asked = next(true);
+        answer(&asked);
+    }
+    struct wire_fetch rest = next(false);
+    assert_int_equal(rest.block, 0);
+}
+
+/* How much goes out before an answer must come. */
+static uint64_t fill_path(struct wire_fetch *asked, size_t *ret_count)
+{
+    int64_t again;
+    bool urgent;
+    uint64_t bytes = 0;
+    *ret_count = 0;
+    while (fetch_order_next(order, now, &asked[*ret_count], &urgent, &again)) {
+        bytes += asked[*ret_count].count * DISK_BLOCK;
+        ++*ret_count;
+    }
+    return bytes;
+}
+
+/* A path that answers after 20 ms, all that was asked at once: each time more may be asked. */
+static void test_a_long_path_is_filled_more_and_more(void **state)
+{
+    missing(ALL);
+    struct wire_fetch asked[64];
+    size_t count;
+    uint64_t first = fill_path(asked, &count), last = first;
+    assert_in_range(first, 512 * KiB, 768 * KiB);
+    for (int round = 0; round < 12; round++) {
+        now += 20 * MSEC;
+        for (size_t i = 0; i < count; i++) /* the disk stays as it is: only the path is looked at */
+            assert_true(fetch_order_answered(order, &asked[i], asked[i].count * DISK_BLOCK, now));
+        last = fill_path(asked, &count);
+    }
+    assert_true(last > first);
+    assert_true(last <= 2 * MiB);
+}
+
+static void test_lost_connections_lose_nothing(void **state)
+{
+    missing(1U << 1);
+    struct wire_fetch before = next(false);
+    fetch_order_reset(order);
+    assert_false(fetch_order_answered(order, &before, 0, now));
+    while (disk_missing(disk) > 0) {
+        struct wire_fetch asked = next(false);
+        answer(&asked);
+    }
+    assert_true(fetch_order_done(order));
+}
+
+static void test_it_is_done_when_nothing_is_missing_nor_under_way(void **state)
+{
+    missing(1U << 8); /* the short last block */
+    assert_false(fetch_order_done(order));
+    struct wire_fetch asked = next(false);
+    assert_asks(&asked, SPLIT_BLOCKS - 1, 1);
+    fetch(disk, asked.block, asked.count);
+    assert_false(fetch_order_done(order));
+    assert_true(fetch_order_answered(order, &asked, 512, now));
+    assert_true(fetch_order_done(order));
+}
+
+#define TEST(name) cmocka_unit_test_setup_teardown(name, setup, teardown)
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        TEST(test_without_demand_or_heat_it_goes_by_address),
+        TEST(test_what_somebody_waits_for_comes_first_and_alone),
+        TEST(test_however_much_is_demanded_the_rest_moves_on),
+        TEST(test_only_what_is_missing_is_asked_for),
+        TEST(test_what_is_under_way_is_not_asked_for_again),
+        TEST(test_an_answer_that_was_not_asked_for_is_noticed),
+        TEST(test_hot_extents_come_before_the_others_hottest_first),
+        TEST(test_a_reader_that_goes_on_is_read_ahead_of),
+        TEST(test_random_reads_are_not_read_ahead_of),
+        TEST(test_a_long_path_is_filled_more_and_more),
+        TEST(test_lost_connections_lose_nothing),
+        TEST(test_it_is_done_when_nothing_is_missing_nor_under_way),
+    };
+    return cmocka_run_group_tests_name("fetch_order", tests, NULL, NULL);
+}
