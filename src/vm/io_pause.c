@@ -36,8 +36,8 @@ void vm_io_stopped(struct vm *vm, const struct qemu_news *news)
                  "it waits for blocks that only %s has, and goes on by itself when they come",
                  epoch_get(vm->epoch)->peer.name);
     else
-        snprintf(vm->reason, sizeof vm->reason, "%s; once that is mended: orai resume %s", news->io_error,
-                 vm->config.name);
+        snprintf(vm->reason, sizeof vm->reason, "%.150s; once that is mended: orai resume %.60s",
+                 news->io_error, vm->config.name);
 }
 
 static bool has_room(const struct vm *vm)
