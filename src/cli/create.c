@@ -13,7 +13,7 @@
 static const char *const members[][2] = {
     {"image", "image"},   {"memory", "memory"},       {"cpus", "cpus"},       {"kernel", "kernel"},
     {"initrd", "initrd"}, {"append", "append"},       {"machine", "machine"}, {"cpu", "cpu"},
-    {"accel", "accel"},   {"autostart", "autostart"},
+    {"accel", "accel"},   {"autostart", "autostart"}, {"cdrom", "cdrom"},     {"uefi", "uefi"},
 };
 
 static int set_disks(const struct cli *cli, json_t *body)
@@ -107,6 +107,11 @@ const struct verb verb_create = {
                  .value = "MAC",
                  .help = "Its address (default: made up); the first is the first card's, and so on",
                  .many = true},
+                {.name = "cdrom",
+                 .kind = ARG_FILE,
+                 .value = "FILE",
+                 .help = "CD-ROM image; it is copied, and travels with the VM"},
+                {.name = "uefi", .kind = ARG_FLAG, .help = "Boot by UEFI instead of BIOS"},
                 {.name = "kernel",
                  .kind = ARG_FILE,
                  .value = "FILE",

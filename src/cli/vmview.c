@@ -8,6 +8,7 @@
 
 static const struct view view_disks = {
     .columns = (const struct column[]){{"file", "FILE"},
+                                       {"type", "TYPE"},
                                        {"size", "SIZE", COLUMN_BYTES},
                                        {"allocated", "TAKES", COLUMN_BYTES},
                                        {"generation", "GENERATION", COLUMN_COUNT},
@@ -61,6 +62,7 @@ const struct view view_vm = {
                                        {"machine", "Machine"},
                                        {"cpu", "CPU model"},
                                        {"accel", "Accelerator"},
+                                       {"uefi", "UEFI", COLUMN_BOOL},
                                        {"autostart", "Starts with host", COLUMN_BOOL},
                                        {"qemu_pid", "QEMU process", COLUMN_COUNT},
                                        {"folder", "Folder"},

@@ -12,6 +12,7 @@
 #include "base/macro.h"
 
 #include <errno.h>
+#include <string.h>
 
 static bool outside(const struct disk *disk, uint64_t size, uint64_t offset)
 {
@@ -100,11 +101,32 @@ struct change {
     const uint8_t *data; /* WRITE: that of the range's first byte */
 };
 
+/* DISK_COMPARE: only the blocks that differ are written, and count as written. */
+static int write_changed(struct disk *disk, const uint8_t *data, uint64_t size, uint64_t offset)
+{
+    uint8_t here[DISK_BLOCK];
+    int r = 0;
+    for (uint64_t end = offset + size; r == 0 && offset < end;) {
+        size_t part = MIN(DISK_BLOCK - offset % DISK_BLOCK, end - offset);
+        r = image_read(&disk->image, here, part, offset);
+        if (r == 0 && memcmp(here, data, part) != 0) {
+            r = mark(disk, part, offset);
+            if (r == 0)
+                r = image_write(&disk->image, data, part, offset);
+        }
+        data += part;
+        offset += part;
+    }
+    return r;
+}
+
 /* `missing`: some of the range is not here, so that what the map and the image say of it is of the past. */
 static int apply(struct disk *disk, const struct change *change, uint64_t size, uint64_t offset, bool missing)
 {
     if (change->kind == CHANGE_PUNCH && !missing)
         return punch_used(disk, size, offset, change->fast);
+    if (change->kind == CHANGE_WRITE && disk->compare && !missing)
+        return write_changed(disk, change->data, size, offset);
     int r = mark(disk, size, offset);
     if (r < 0)
         return r;

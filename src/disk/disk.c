@@ -196,6 +196,7 @@ static struct disk *new_disk(const char *path, unsigned flags)
     if (!disk)
         return NULL;
     disk->read_only = flags & DISK_READ_ONLY;
+    disk->compare = flags & DISK_COMPARE;
     disk->image = IMAGE_NONE;
     disk->intent.fd = -1;
     gate_init(&disk->gate);

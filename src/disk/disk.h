@@ -32,9 +32,11 @@ struct disk;
 
 enum disk_open_flags {
     DISK_READ_ONLY = 1 << 0,
-    DISK_FROZEN = 1 << 1, /* writes wait until disk_thaw: an arriving disk, before its VM may run */
-    DISK_DIRECT = 1 << 2, /* O_DIRECT for the image */
-    DISK_INIT = 1 << 3,   /* make map, lineage and intent when the image has none: a new disk id */
+    DISK_FROZEN = 1 << 1,  /* writes wait until disk_thaw: an arriving disk, before its VM may run */
+    DISK_DIRECT = 1 << 2,  /* O_DIRECT for the image */
+    DISK_INIT = 1 << 3,    /* make map, lineage and intent when the image has none: a new disk id */
+    DISK_COMPARE = 1 << 4, /* a write of what is there already changes nothing: for small disks that are
+                              written as a whole again and again */
 };
 
 /* Makes a new image at `path` of `size` bytes (a multiple of 512) and its side files. `base` (may be NULL) is

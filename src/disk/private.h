@@ -30,6 +30,7 @@
 struct disk {
     char *path;
     bool read_only;
+    bool compare; /* DISK_COMPARE */
     struct image image;
     struct genmap *map; /* on the heap: scans of a const disk count the pages they touch */
     struct intent intent;

@@ -26,6 +26,7 @@ struct host_options {
     const char *advertise;      /* address for peers; NULL = what they see */
     uint16_t port;
     const char *qemu, *qemu_user, *orai_vm;
+    const char *firmware; /* folder of the UEFI firmware (vmm/firmware.h) */
     bool faults;
 };
 

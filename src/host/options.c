@@ -3,6 +3,7 @@
 
 #include "base/macro.h"
 #include "host/peer.h"
+#include "vmm/firmware.h"
 
 #include <errno.h>
 #include <getopt.h>
@@ -31,6 +32,8 @@ const char options_help[] =
     "  --run-dir DIR          sockets and pid files (default " DEFAULT_RUN ")\n"
     "  --qemu FILE            QEMU to run (default " DEFAULT_QEMU ")\n"
     "  --qemu-user USER       whom QEMU runs as (default " DEFAULT_USER "; root: do not change, for labs)\n"
+    "  --firmware DIR         the UEFI firmware, OVMF_CODE_4M.fd and OVMF_VARS_4M.fd (default " FIRMWARE_DIR
+    ")\n"
     "  --orai-vm FILE         the helper to run (default: beside oraid, then " LIBEXEC_ORAI_VM ")\n"
     "  --faults               let tests make moves fail at chosen points\n"
     "  --help, --version\n";
@@ -45,6 +48,7 @@ enum {
     OPT_RUN_DIR,
     OPT_QEMU,
     OPT_QEMU_USER,
+    OPT_FIRMWARE,
     OPT_ORAI_VM,
     OPT_FAULTS
 };
@@ -57,6 +61,7 @@ static const struct option long_options[] = {
     {"run-dir", required_argument, NULL, OPT_RUN_DIR},
     {"qemu", required_argument, NULL, OPT_QEMU},
     {"qemu-user", required_argument, NULL, OPT_QEMU_USER},
+    {"firmware", required_argument, NULL, OPT_FIRMWARE},
     {"orai-vm", required_argument, NULL, OPT_ORAI_VM},
     {"faults", no_argument, NULL, OPT_FAULTS},
     {"help", no_argument, NULL, 'h'},
@@ -115,6 +120,9 @@ static int take_option(int option, struct host_options *options, const char **re
         return 0;
     case OPT_QEMU_USER:
         options->qemu_user = optarg;
+        return 0;
+    case OPT_FIRMWARE:
+        options->firmware = optarg;
         return 0;
     case OPT_ORAI_VM:
         options->orai_vm = optarg;
@@ -185,6 +193,8 @@ static int check(struct host_options *options, struct err *err)
     if (r == 0 && strchr(options->qemu, '/'))
         r = make_absolute(&options->qemu, "--qemu", err);
     if (r == 0)
+        r = make_absolute(&options->firmware, "--firmware", err);
+    if (r == 0)
         r = make_absolute(&options->orai_vm, "--orai-vm", err);
     if (r == 0 && (strlen(options->state_dir) > FOLDER_MAX || strlen(options->run_dir) > FOLDER_MAX))
         r = err_set(err, EINVAL, "the paths of --state-dir and --run-dir may have %d characters", FOLDER_MAX);
@@ -209,6 +219,7 @@ int options_parse(int argc, char **argv, struct host_options *ret, const char **
         .port = DEFAULT_PORT,
         .qemu = DEFAULT_QEMU,
         .qemu_user = DEFAULT_USER,
+        .firmware = FIRMWARE_DIR,
         .orai_vm = find_orai_vm(),
     };
     *ret_text = NULL;

@@ -4,29 +4,25 @@
 #include "base/file.h"
 #include "base/json.h"
 #include "base/macro.h"
-#include "disk/disk.h"
-#include "host/caller.h"
 #include "host/client.h"
 #include "host/facts.h"
 #include "host/image.h"
 #include "host/vm.h"
+#include "host/vm_media.h"
 
 #include <errno.h>
-#include <fcntl.h>
 #include <stdio.h>
 #include <string.h>
-#include <sys/stat.h>
 
 #define DEFAULT_MEMORY (512 * MiB)
 #define PEER_MSEC 2000           /* a peer that is slower has no say in the machine type */
 #define ANY_MACHINE "pc-q35-7.2" /* stands in while the rest is checked */
-#define BOOT_FILE_MAX (1 * GiB)
 
 struct creation {
     struct host *host;
     struct id operation;
     json_t *config; /* vm.json to be, perhaps without a machine */
-    int kernel, initrd;
+    struct vm_media media;
     char name[VM_NAME_SIZE], dir[PATH_MAX];
 };
 
@@ -186,6 +182,9 @@ static int set_disks(struct host *host, const json_t *body, json_t *config, stru
     json_array_foreach(disks, index, disk)
     {
         char file[32];
+        if (strcmp(json_str(disk, "type", "disk"), "disk") != 0)
+            return err_set(err, EINVAL, "\"config\": disk %zu: give a CD-ROM with --cdrom, UEFI with --uefi",
+                           index);
         snprintf(file, sizeof file, "disk%zu.raw", index);
         json_object_set_new(disk, "file", json_string(file));
         if (r == 0)
@@ -212,7 +211,7 @@ static int set_nics(const json_t *body, json_t *config, struct err *err)
     return 0;
 }
 
-static int build_config(struct host *host, const json_t *body, json_t **ret, struct err *err)
+static int build_config(struct creation *c, const json_t *body, struct err *err)
 {
     static const char *const plain[] = {"memory", "cpus", "append", "machine", "cpu", "accel", "autostart"};
     const json_t *given = json_object_get(body, "config");
@@ -238,9 +237,11 @@ static int build_config(struct host *host, const json_t *body, json_t **ret, str
         json_object_set_new(config, "initrd", json_string("initrd"));
     int r = set_nics(body, config, err);
     if (r == 0)
-        r = set_disks(host, body, config, err);
+        r = set_disks(c->host, body, config, err);
     if (r == 0)
-        *ret = TAKE_PTR(config);
+        vm_media_add_disks(&c->media, json_object_get(config, "disks"));
+    if (r == 0)
+        c->config = TAKE_PTR(config);
     return r;
 }
 
@@ -259,67 +260,19 @@ static int check_config(const json_t *config, struct err *err)
 /* --- the folder ------------------------------------------------------------------------------------------
  */
 
-/* Kernel and initrd: QEMU's user reads them. */
-static int copy_boot_file(int from, const char *dir, const char *name, struct err *err)
+static void tell(void *arg, const char *phase, uint64_t done, uint64_t total)
 {
-    char path[PATH_MAX];
-    struct stat st;
-    if (from < 0)
-        return 0;
-    if (snprintf(path, sizeof path, "%s/%s", dir, name) >= (int)sizeof path)
-        return err_set(err, ENAMETOOLONG, "path too long: %s", dir);
-    if (fstat(from, &st) < 0 || !S_ISREG(st.st_mode) || (uint64_t)st.st_size > BOOT_FILE_MAX)
-        return err_set(err, EINVAL, "the %s must be a file of at most 1 GiB", name);
-    _cleanup_close_ int to = open(path, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0644);
-    _cleanup_free_ char *data = malloc(MAX(st.st_size, 1));
-    if (to < 0 || !data)
-        return err_sys(err, to < 0 ? errno : ENOMEM, "cannot create %s", path);
-    int r = file_pread_full(from, data, (size_t)st.st_size, 0);
-    if (r == 0)
-        r = file_write_full(to, data, (size_t)st.st_size);
-    if (r == 0 && (fchmod(to, 0644) < 0 || fsync(to) < 0))
-        r = -errno;
-    return r < 0 ? err_sys(err, r, "cannot copy the %s", name) : 0;
-}
-
-static int create_disk(struct host *host, const char *dir, const struct vm_disk *disk, struct err *err)
-{
-    char path[PATH_MAX], base[PATH_MAX];
-    struct id hash;
-    if (snprintf(path, sizeof path, "%s/%s", dir, disk->file) >= (int)sizeof path)
-        return err_set(err, ENAMETOOLONG, "path too long: %s", dir);
-    if (!disk->image[0])
-        return disk_create(path, disk->size, NULL, NULL, err);
-    char half[ID_TEXT_SIZE];
-    snprintf(half, sizeof half, "%.32s", disk->image);
-    int r = id_parse(half, &hash);
-    if (r == 0)
-        r = image_path(host, disk->image, base, err);
-    return r < 0 ? r : disk_create(path, disk->size, base, &hash, err);
-}
-
-static void tell(struct creation *c, const char *phase, uint64_t done, uint64_t total)
-{
+    struct creation *c = arg;
     operation_progress(c->host->operations, &c->operation,
                        json_pack("{s:s, s:I, s:I}", "phase", phase, "done_bytes", (json_int_t)done,
                                  "total_bytes", (json_int_t)total));
 }
 
-static int fill_folder(struct creation *c, const struct vm_config *config, struct err *err)
+static int fill_folder(struct creation *c, struct vm_config *config, struct err *err)
 {
     static const struct epoch_record first = {.epoch = 1, .role = EPOCH_OWNER};
     struct epoch *epoch = NULL;
-    uint64_t total = 0, done = 0;
-    int r = copy_boot_file(c->kernel, c->dir, "kernel", err);
-    if (r == 0)
-        r = copy_boot_file(c->initrd, c->dir, "initrd", err);
-    for (size_t i = 0; i < config->disk_count; i++)
-        total += config->disks[i].size;
-    for (size_t i = 0; r == 0 && i < config->disk_count; i++) {
-        tell(c, "disk", done, total);
-        r = create_disk(c->host, c->dir, &config->disks[i], err);
-        done += config->disks[i].size;
-    }
+    int r = vm_media_fill(&c->media, c->host, c->dir, config, tell, c, err);
     if (r == 0)
         r = vm_config_save(c->dir, config, err);
     if (r == 0)
@@ -359,8 +312,7 @@ static void creation_free(struct creation *c)
 {
     if (!c)
         return;
-    close_cleanup(&c->kernel);
-    close_cleanup(&c->initrd);
+    vm_media_done(&c->media);
     json_decref(c->config);
     free(c);
 }
@@ -385,18 +337,11 @@ static void work(void *arg)
 /* --- the request -----------------------------------------------------------------------------------------
  */
 
-static int open_boot_file(const struct request *request, const char *key, int *ret, struct err *err)
-{
-    const char *path = NULL;
-    int r = body_string(request->body, key, &path, err);
-    return r < 0 || !path ? r : caller_open(&request->credentials, path, key, ret, err);
-}
-
 static int prepare(struct creation *c, const struct request *request, struct err *err)
 {
-    static const char *const members[] = {"name", "image",  "memory",    "cpus",   "disks",
-                                          "nics", "kernel", "initrd",    "append", "machine",
-                                          "cpu",  "accel",  "autostart", "config", NULL};
+    static const char *const members[] = {"name",  "image", "memory",    "cpus",   "disks",  "nics",
+                                          "cdrom", "uefi",  "kernel",    "initrd", "append", "machine",
+                                          "cpu",   "accel", "autostart", "config", NULL};
     const char *name = NULL;
     uint64_t ignored = 0;
     int r = request_body(request, false, members, err);
@@ -407,13 +352,11 @@ static int prepare(struct creation *c, const struct request *request, struct err
     if (r == 0 && vm_lookup(c->host->vms, name, NULL, err) == 0)
         r = err_set(err, EEXIST, "there is a VM \"%s\" on this host already", name);
     if (r == 0)
-        r = build_config(c->host, request->body, &c->config, err);
+        r = vm_media_open(&c->media, c->host, request, err);
+    if (r == 0)
+        r = build_config(c, request->body, err);
     if (r == 0)
         r = check_config(c->config, err);
-    if (r == 0)
-        r = open_boot_file(request, "kernel", &c->kernel, err);
-    if (r == 0)
-        r = open_boot_file(request, "initrd", &c->initrd, err);
     if (r == 0)
         snprintf(c->name, sizeof c->name, "%s", name);
     return r;
@@ -440,7 +383,7 @@ int vm_create(struct host *host, const struct request *request, struct id *ret_o
         return err_set(err, ENOMEM, "out of memory");
     c->host = host;
     c->operation = id_random();
-    c->kernel = c->initrd = -1;
+    c->media = VM_MEDIA_NONE;
     int r = prepare(c, request, err);
     *ret_operation = c->operation; /* once begun, it is the job's to free */
     if (r == 0)

@@ -135,10 +135,10 @@ int vm_spawn(const struct host *host, const char *name, const struct vm_mode *mo
     _cleanup_close_ int log_fd = open_log(dir, err);
     if (log_fd < 0)
         return log_fd;
-    const char *argv[24] = {o->orai_vm,  "--state-dir", o->state_dir,  "--vm-dir", dir,
-                            "--run-dir", run,           "--host-name", o->name,    "--qemu",
-                            o->qemu,     "--qemu-user", o->qemu_user};
-    size_t count = 13;
+    const char *argv[26] = {o->orai_vm,  "--state-dir", o->state_dir,  "--vm-dir",   dir,
+                            "--run-dir", run,           "--host-name", o->name,      "--qemu",
+                            o->qemu,     "--qemu-user", o->qemu_user,  "--firmware", o->firmware};
+    size_t count = 15;
     if (o->faults)
         argv[count++] = "--faults";
     if (mode->source) {

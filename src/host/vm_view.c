@@ -45,9 +45,10 @@ static json_t *disks_json(const struct parts *p)
     json_t *list = json_array();
     for (size_t i = 0; p->config && i < p->config->disk_count; i++) {
         const struct vm_disk *disk = &p->config->disks[i];
-        json_t *json = json_pack("{s:s, s:I, s:s?, s:I}", "file", disk->file, "size", (json_int_t)disk->size,
-                                 "image", disk->image[0] ? disk->image : NULL, "allocated",
-                                 (json_int_t)allocated(p->dir, disk->file));
+        json_t *json =
+            json_pack("{s:s, s:s, s:I, s:s?, s:I}", "file", disk->file, "type", vm_disk_type_name(disk->type),
+                      "size", (json_int_t)disk->size, "image", disk->image[0] ? disk->image : NULL,
+                      "allocated", (json_int_t)allocated(p->dir, disk->file));
         const json_t *live = status_disk(p->status, disk->file);
         if (json_is_integer(json_object_get(live, "generation")))
             json_object_set(json, "generation", json_object_get(live, "generation"));
@@ -120,14 +121,14 @@ static json_t *render(struct host *host, const struct parts *p)
     const struct vm_config *c = p->config;
     char id[ID_TEXT_SIZE];
     json_t *json = json_pack(
-        "{s:s, s:s, s:s, s:s, s:I, s:b, s:s?, s:I, s:i, s:s, s:s, s:s, s:b, s:o, s:o, s:s}", "name", p->name,
-        "id", id_format(&p->id, id), "desired", vm_desired(host->vms, p->name) ? "running" : "stopped",
-        "role", p->has_record ? epoch_role_name(p->record.role) : "unknown", "epoch",
-        (json_int_t)p->record.epoch, "forked", p->record.forked, "peer",
-        p->record.peer.name[0] ? p->record.peer.name : NULL, "memory", (json_int_t)(c ? c->memory : 0),
-        "cpus", c ? (int)c->cpus : 0, "machine", c ? c->machine : "", "cpu", c ? c->cpu : "", "accel",
-        c ? c->accel : "", "autostart", c && c->autostart, "disks", disks_json(p), "nics", nics_json(p),
-        "folder", p->dir);
+        "{s:s, s:s, s:s, s:s, s:I, s:b, s:s?, s:I, s:i, s:s, s:s, s:s, s:b, s:b, s:o, s:o, s:s}", "name",
+        p->name, "id", id_format(&p->id, id), "desired",
+        vm_desired(host->vms, p->name) ? "running" : "stopped", "role",
+        p->has_record ? epoch_role_name(p->record.role) : "unknown", "epoch", (json_int_t)p->record.epoch,
+        "forked", p->record.forked, "peer", p->record.peer.name[0] ? p->record.peer.name : NULL, "memory",
+        (json_int_t)(c ? c->memory : 0), "cpus", c ? (int)c->cpus : 0, "machine", c ? c->machine : "", "cpu",
+        c ? c->cpu : "", "accel", c ? c->accel : "", "autostart", c && c->autostart, "uefi",
+        c && vm_config_uefi(c), "disks", disks_json(p), "nics", nics_json(p), "folder", p->dir);
     put_state(host, p, json);
     return json;
 }

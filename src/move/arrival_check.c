@@ -3,6 +3,7 @@
 #include "base/macro.h"
 #include "base/size.h"
 #include "move/arrival.h"
+#include "vmm/firmware.h"
 
 #include <errno.h>
 #include <limits.h>
@@ -66,6 +67,23 @@ static int check_qemu(const struct arrival *arrival, struct err *err)
     }
     qemu_host_done(&host);
     return r;
+}
+
+/* QEMU loads a stream only into flash memory of the same size. */
+static int check_firmware(const struct arrival *arrival, const json_t *prepare, struct err *err)
+{
+    uint64_t ours = 0, theirs = 0;
+    if (!vm_config_uefi(&arrival->config))
+        return 0;
+    int r = json_get_u64(prepare, "firmware_bytes", "prepare", &theirs, err);
+    if (r == 0)
+        r = firmware_size(arrival->host->env.firmware_dir, &ours, err);
+    if (r < 0 || ours == theirs)
+        return r;
+    err_set(err, ENOTSUP,
+            "the UEFI firmware has %llu bytes here and %llu at the source: the VM cannot run on both",
+            (unsigned long long)ours, (unsigned long long)theirs);
+    return err_hint(err, "install the same release of the package ovmf on both hosts");
 }
 
 static int check_network(const struct arrival *arrival, struct err *err)
@@ -137,7 +155,8 @@ int arrival_check(const struct arrival *arrival, const json_t *prepare, struct e
     uint64_t disk_bytes;
     int r = json_get_u64(prepare, "disk_bytes", "prepare", &disk_bytes, err);
     if (r < 0 || (r = check_role(arrival, err)) < 0 || (r = check_qemu(arrival, err)) < 0 ||
-        (r = check_network(arrival, err)) < 0 || (r = check_space(arrival, disk_bytes, err)) < 0)
+        (r = check_firmware(arrival, prepare, err)) < 0 || (r = check_network(arrival, err)) < 0 ||
+        (r = check_space(arrival, disk_bytes, err)) < 0)
         return r;
     return check_memory(arrival, err);
 }

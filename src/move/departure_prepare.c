@@ -21,6 +21,7 @@
 #include "base/log.h"
 #include "base/macro.h"
 #include "move/departure.h"
+#include "vmm/firmware.h"
 
 #include <errno.h>
 #include <limits.h>
@@ -167,6 +168,13 @@ static int send_prepare(struct departure *departure, const struct travelling_fil
                                                vm_config_to_json(machine_config(departure->machine)), "files",
                                                files_json(files), "disk_bytes", (json_int_t)full, "dry_run",
                                                departure->options.dry_run, "version", ORAI_VERSION);
+    uint64_t firmware;
+    if (vm_config_uefi(machine_config(departure->machine))) {
+        int r = firmware_size(departure->host->env.firmware_dir, &firmware, err);
+        if (r < 0)
+            return r;
+        json_object_set_new(prepare, "firmware_bytes", json_integer((json_int_t)firmware));
+    }
     json_object_set_new(prepare, "compare_memory", json_boolean(departure_emulated(departure)));
     return link_send_json(departure->session.control, FRAME_PREPARE, prepare, err);
 }

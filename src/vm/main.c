@@ -120,7 +120,10 @@ static int set_up(struct vm *vm, struct err *err)
     vm->host = (struct move_host){
         .name = options->host_name,
         .state_dir = options->state_dir,
-        .env = {.binary = options->qemu, .vm_dir = options->vm_dir, .run_dir = options->run_dir},
+        .env = {.binary = options->qemu,
+                .firmware_dir = options->firmware,
+                .vm_dir = options->vm_dir,
+                .run_dir = options->run_dir},
         .on_change = events_move_changed,
         .on_qemu_event = events_from_qemu,
         .arg = vm,

@@ -2,6 +2,7 @@
 #include "vm/options.h"
 
 #include "base/macro.h"
+#include "vmm/firmware.h"
 
 #include <errno.h>
 #include <getopt.h>
@@ -24,6 +25,7 @@ const char options_help[] =
     "  --qemu FILE        QEMU to run (default qemu-system-x86_64)\n"
     "  --qemu-user USER   whom QEMU runs as (default orai-qemu if there is such a user)\n"
     "  --source ADDRESS:PORT  arrive: where the source's host listens; blocks are fetched from there\n"
+    "  --firmware DIR     folder of the UEFI firmware (default " FIRMWARE_DIR ")\n"
     "  --faults           obey RUN_DIR/fault (tests)\n"
     "  --help, --version\n";
 
@@ -37,6 +39,7 @@ enum {
     OPT_QEMU,
     OPT_QEMU_USER,
     OPT_SOURCE,
+    OPT_FIRMWARE,
     OPT_FAULTS,
     OPT_FORK
 };
@@ -49,6 +52,7 @@ static const struct option long_options[] = {
     {"qemu", required_argument, NULL, OPT_QEMU},
     {"qemu-user", required_argument, NULL, OPT_QEMU_USER},
     {"source", required_argument, NULL, OPT_SOURCE},
+    {"firmware", required_argument, NULL, OPT_FIRMWARE},
     {"faults", no_argument, NULL, OPT_FAULTS},
     {"fork-old-copy", no_argument, NULL, OPT_FORK},
     {"help", no_argument, NULL, 'h'},
@@ -113,7 +117,7 @@ static int check_required(const struct vm_options *options, struct err *err)
 
 int options_parse(int argc, char **argv, struct vm_options *ret, const char **ret_text, struct err *err)
 {
-    struct vm_options options = {.qemu = "qemu-system-x86_64"};
+    struct vm_options options = {.qemu = "qemu-system-x86_64", .firmware = FIRMWARE_DIR};
     int c;
     optind = 1;
     opterr = 0;
@@ -141,6 +145,9 @@ int options_parse(int argc, char **argv, struct vm_options *ret, const char **re
         case OPT_SOURCE:
             if (parse_source(optarg, &options.source) < 0)
                 return err_set(err, EINVAL, "--source needs ADDRESS:PORT, not \"%s\"", optarg);
+            break;
+        case OPT_FIRMWARE:
+            options.firmware = optarg;
             break;
         case OPT_FAULTS:
             options.faults = true;

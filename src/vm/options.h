@@ -15,6 +15,7 @@ enum vm_mode { MODE_START, MODE_ARRIVE, MODE_RESUME };
 struct vm_options {
     const char *state_dir, *vm_dir, *run_dir, *host_name;
     const char *qemu;      /* "qemu-system-x86_64" */
+    const char *firmware;  /* folder */
     const char *qemu_user; /* NULL: orai-qemu if there is such a user, else our own */
     bool faults;
     enum vm_mode mode;

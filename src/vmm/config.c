@@ -177,9 +177,40 @@ static int read_kernel(const json_t *json, const char *what, struct vm_config *c
     return 0;
 }
 
+static const char *const disk_types[] = {
+    [VM_DISK_PLAIN] = "disk", [VM_DISK_CDROM] = "cdrom", [VM_DISK_UEFI_VARS] = "uefi-vars"};
+static_assert(ARRAY_SIZE(disk_types) == VM_DISK_UEFI_VARS + 1, "a name for each type of disk");
+
+const char *vm_disk_type_name(enum vm_disk_type type)
+{
+    return disk_types[type];
+}
+
+bool vm_config_uefi(const struct vm_config *config)
+{
+    for (size_t i = 0; i < config->disk_count; i++)
+        if (config->disks[i].type == VM_DISK_UEFI_VARS)
+            return true;
+    return false;
+}
+
+static int read_disk_type(const json_t *json, const char *what, struct vm_disk *disk, struct err *err)
+{
+    char name[16];
+    size_t type = 0;
+    int r = copy_string(json, "type", what, disk_types[VM_DISK_PLAIN], name, sizeof name, err);
+    while (r == 0 && type < ARRAY_SIZE(disk_types) && strcmp(disk_types[type], name) != 0)
+        type++;
+    if (r == 0 && type == ARRAY_SIZE(disk_types))
+        r = err_set(err, EINVAL, "%s: \"type\" must be \"disk\", \"cdrom\" or \"uefi-vars\"", what);
+    if (r == 0)
+        disk->type = (enum vm_disk_type)type;
+    return r;
+}
+
 static int read_disk(const json_t *json, const char *what, struct vm_disk *disk, struct err *err)
 {
-    static const char *const keys[] = {"file", "size", "image", NULL};
+    static const char *const keys[] = {"file", "size", "image", "type", NULL};
     uint8_t hash[HASH_SIZE];
     int r = json_only_keys(json, what, keys, err);
     if (r == 0)
@@ -188,6 +219,8 @@ static int read_disk(const json_t *json, const char *what, struct vm_disk *disk,
         r = get_bytes(json, "size", what, &disk->size, err);
     if (r == 0)
         r = copy_string(json, "image", what, "", disk->image, sizeof disk->image, err);
+    if (r == 0)
+        r = read_disk_type(json, what, disk, err);
     if (r < 0)
         return r;
     if (!plain(disk->file, "._-") || !ends_with(disk->file, ".raw"))
@@ -237,6 +270,19 @@ static int read_list(const json_t *json, const char *key, const char *what, size
     return 0;
 }
 
+/* No other disk before `index` has the same file, or is what a machine has one of. */
+static int check_unique(const struct vm_config *config, size_t index, const char *what, struct err *err)
+{
+    const struct vm_disk *disk = &config->disks[index];
+    for (size_t i = 0; i < index; i++) {
+        if (strcmp(disk->file, config->disks[i].file) == 0)
+            return err_set(err, EINVAL, "%s: the file %s is also disk %zu", what, disk->file, i);
+        if (disk->type == VM_DISK_UEFI_VARS && config->disks[i].type == VM_DISK_UEFI_VARS)
+            return err_set(err, EINVAL, "%s: disk %zu has the UEFI variables already", what, i);
+    }
+    return 0;
+}
+
 static int read_disks(const json_t *json, const char *what, struct vm_config *config, struct err *err)
 {
     const json_t *list;
@@ -245,9 +291,8 @@ static int read_disks(const json_t *json, const char *what, struct vm_config *co
         char where[96];
         snprintf(where, sizeof where, "%.64s: disk %zu", what, i);
         r = read_disk(json_array_get(list, i), where, &config->disks[i], err);
-        for (size_t j = 0; r == 0 && j < i; j++)
-            if (strcmp(config->disks[i].file, config->disks[j].file) == 0)
-                r = err_set(err, EINVAL, "%s: the file %s is also disk %zu", where, config->disks[i].file, j);
+        if (r == 0)
+            r = check_unique(config, i, where, err);
         config->disk_count = i + 1;
     }
     return r;
@@ -298,8 +343,9 @@ json_t *vm_config_to_json(const struct vm_config *config)
     json_t *disks = json_array(), *nics = json_array();
     for (size_t i = 0; i < config->disk_count; i++) {
         const struct vm_disk *d = &config->disks[i];
-        json_array_append_new(disks, json_pack("{s:s, s:I, s:s}", "file", d->file, "size",
-                                               (json_int_t)d->size, "image", d->image));
+        const char *type = d->type == VM_DISK_PLAIN ? NULL : vm_disk_type_name(d->type);
+        json_array_append_new(disks, json_pack("{s:s, s:I, s:s, s:s*}", "file", d->file, "size",
+                                               (json_int_t)d->size, "image", d->image, "type", type));
     }
     for (size_t i = 0; i < config->nic_count; i++)
         json_array_append_new(

@@ -16,10 +16,19 @@
 #define VM_MAX_DISKS 16
 #define VM_MAX_NICS 8
 
+/* All are raw images that orai-vm serves and a move carries in the same way; they differ in what the guest
+ * sees. */
+enum vm_disk_type {
+    VM_DISK_PLAIN,     /* /dev/vda, /dev/vdb, ...; the first one is booted from */
+    VM_DISK_CDROM,     /* read-only; booted from when no plain disk can be */
+    VM_DISK_UEFI_VARS, /* the UEFI firmware's variables: a VM that has one boots by UEFI, else by BIOS */
+};
+
 struct vm_disk {
     char file[64];              /* "disk0.raw" */
     uint64_t size;              /* bytes */
-    char image[HASH_TEXT_SIZE]; /* content hash of the base image, or "" */
+    char image[HASH_TEXT_SIZE]; /* content hash of the base image (of a CD-ROM: its own), or "" */
+    enum vm_disk_type type;
 };
 
 struct vm_nic {
@@ -42,6 +51,11 @@ struct vm_config {
     struct vm_disk disks[VM_MAX_DISKS];
     struct vm_nic nics[VM_MAX_NICS];
 };
+
+/* "disk", "cdrom", "uefi-vars" */
+const char *vm_disk_type_name(enum vm_disk_type type);
+/* Whether it boots by UEFI. */
+bool vm_config_uefi(const struct vm_config *config);
 
 /* Checks every member: bounds, names without slashes, MAC syntax, unknown members (typing errors). The JSON
  * may come from a peer. */

@@ -61,7 +61,9 @@ static int serve_disk(struct machine *machine, size_t index, unsigned flags, str
     snprintf(name, sizeof name, "disk%zu", index);
     snprintf(path, sizeof path, "%.4000s/%s", machine->env.vm_dir, machine->config.disks[index].file);
     struct disk **disk = &machine->disks[index].disk;
-    int r = disk_open(path, flags, disk, err);
+    enum vm_disk_type type = machine->config.disks[index].type;
+    /* QEMU writes all of the variables back after each move. */
+    int r = disk_open(path, flags | (type == VM_DISK_UEFI_VARS ? DISK_COMPARE : 0), disk, err);
     if (r < 0)
         return r;
     if (disk_size(*disk) != machine->config.disks[index].size)
@@ -72,7 +74,8 @@ static int serve_disk(struct machine *machine, size_t index, unsigned flags, str
     int listener = unix_listen(path, machine->env.uid, machine->env.gid, err);
     if (listener < 0)
         return listener;
-    struct nbd_options options = {.export_name = name, .read_only = flags & DISK_READ_ONLY};
+    struct nbd_options options = {.export_name = name,
+                                  .read_only = flags & DISK_READ_ONLY || type == VM_DISK_CDROM};
     return nbd_server_new(*disk, listener, &options, &machine->disks[index].server, err);
 }
 

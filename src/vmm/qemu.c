@@ -17,6 +17,7 @@
 #include "base/file.h"
 #include "base/log.h"
 #include "base/pid.h"
+#include "vmm/firmware.h"
 #include "vmm/qemu_internal.h"
 #include "vmm/unix_socket.h"
 
@@ -117,6 +118,7 @@ static int collect_fds(const struct qemu_env *env, const struct vm_config *confi
                        const int *tap_fds, struct inherited *inherited, struct qemu_fds *fds, struct err *err)
 {
     char path[PATH_MAX];
+    uint64_t firmware;
     fds->ram = inherit(inherited, ram, false);
     int r = qemu_path(path, env->run_dir, "qmp.sock", err);
     if (r == 0)
@@ -127,6 +129,9 @@ static int collect_fds(const struct qemu_env *env, const struct vm_config *confi
         r = inherit_opened(inherited, open_readable(env, config->kernel, err), &fds->kernel);
     if (r == 0 && config->initrd[0])
         r = inherit_opened(inherited, open_readable(env, config->initrd, err), &fds->initrd);
+    if (r == 0 && vm_config_uefi(config))
+        r = inherit_opened(inherited, firmware_open(env->firmware_dir, FIRMWARE_CODE, &firmware, err),
+                           &fds->firmware);
     for (size_t i = 0; r == 0 && i < config->nic_count; i++)
         fds->taps[i] = inherit(inherited, tap_fds[i], false);
     return r;
@@ -220,7 +225,7 @@ static int launch(struct qemu *qemu, const struct qemu_env *env, const struct vm
 {
     char pid_file[PATH_MAX];
     const char *accel = NULL;
-    struct qemu_fds fds = {.kernel = -1, .initrd = -1};
+    struct qemu_fds fds = {.kernel = -1, .initrd = -1, .firmware = -1};
     _cleanup_(inherited_done) struct inherited inherited = {0};
     int r = qemu_accel(config->accel, &accel, err);
     if (r == 0) {

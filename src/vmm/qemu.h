@@ -16,8 +16,9 @@
 struct qemu;
 
 struct qemu_env {
-    const char *binary;  /* "qemu-system-x86_64" */
-    const char *vm_dir;  /* kernel, initrd, qemu.log */
+    const char *binary;       /* "qemu-system-x86_64" */
+    const char *firmware_dir; /* UEFI (firmware.h) */
+    const char *vm_dir;       /* kernel, initrd, qemu.log */
     const char *run_dir; /* sockets: qmp.sock, diskN.sock (NBD, served by us), migrate.sock, incoming.sock;
                             qemu.pid */
     uid_t uid;           /* whom QEMU runs as; 0 = do not change (a lab without the user) */

@@ -5,7 +5,10 @@
  * user configuration, PCI slots by number, and no option ROMs for NICs (their size is part of the migrated
  * state).
  *
- * PCI slots: 2 entropy, 3 kept for a display, 4 to 11 NICs, 12 to 27 disks.
+ * PCI slots: 2 entropy, 3 kept for a display, 4 to 11 NICs, 12 to 27 disks, 28 the controller of CD-ROMs.
+ *
+ * CD-ROMs are SCSI ones at a virtio controller, which BIOS, UEFI and the kernels of cloud images know; the
+ * latter lack a driver for q35's own AHCI.
  */
 #include "base/json.h"
 #include "vmm/qemu_internal.h"
@@ -18,6 +21,7 @@
 #define SLOT_RNG 2
 #define SLOT_NIC 4
 #define SLOT_DISK 12
+#define SLOT_SCSI 28
 
 /* How long QEMU lets a guest's requests wait for an orai-vm that is gone, before it reports errors. */
 #define RECONNECT_SECONDS 3600
@@ -64,6 +68,10 @@ static void add_machine(struct args *args, const struct vm_config *config, const
 {
     char uuid[ID_TEXT_SIZE];
     unsigned long long memory = config->memory / MiB;
+    char flash[64] = "";
+    for (size_t i = 0; i < config->disk_count; i++)
+        if (config->disks[i].type == VM_DISK_UEFI_VARS)
+            snprintf(flash, sizeof flash, ",pflash0=firmware,pflash1=disk%zu", i);
     id_format(&config->id, uuid);
     add(args, "-nodefaults");
     add(args, "-no-user-config");
@@ -72,7 +80,7 @@ static void add_machine(struct args *args, const struct vm_config *config, const
     add(args, "-uuid");
     add(args, "%.8s-%.4s-%.4s-%.4s-%.12s", uuid, uuid + 8, uuid + 12, uuid + 16, uuid + 20);
     add(args, "-machine");
-    add(args, "%s,memory-backend=ram,hpet=off,dump-guest-core=off", config->machine);
+    add(args, "%s,memory-backend=ram,hpet=off,dump-guest-core=off%s", config->machine, flash);
     add(args, "-accel");
     add(args, "%s", accel);
     add(args, "-cpu");
@@ -111,21 +119,76 @@ static void add_channels(struct args *args, const struct qemu_fds *fds)
     add(args, "virtio-rng-pci,rng=rng,addr=%#x", SLOT_RNG);
 }
 
-static void add_disk(struct args *args, const struct qemu_env *env, size_t index, bool boot)
+static void add_blockdev(struct args *args, json_t *json)
 {
-    char node[16], path[PATH_MAX];
-    snprintf(node, sizeof node, "disk%zu", index);
-    if (snprintf(path, sizeof path, "%s/%s.sock", env->run_dir, node) >= (int)sizeof path)
-        args->failed = true;
-    _cleanup_json_ json_t *json =
-        json_pack("{s:s, s:s, s:{s:s, s:s}, s:s, s:i, s:s, s:s}", "driver", "nbd", "node-name", node,
-                  "server", "type", "unix", "path", path, "export", node, "reconnect-delay",
-                  RECONNECT_SECONDS, "discard", "unmap", "detect-zeroes", "off");
     add(args, "-blockdev");
     add_text(args, json ? json_dumps(json, JSON_COMPACT) : NULL);
+    json_decref(json);
+}
+
+static void add_node(struct args *args, const struct qemu_env *env, const char *node, bool read_only)
+{
+    char path[PATH_MAX];
+    if (snprintf(path, sizeof path, "%s/%s.sock", env->run_dir, node) >= (int)sizeof path)
+        args->failed = true;
+    add_blockdev(args, json_pack("{s:s, s:s, s:{s:s, s:s}, s:s, s:i, s:b, s:s, s:s}", "driver", "nbd",
+                                 "node-name", node, "server", "type", "unix", "path", path, "export", node,
+                                 "reconnect-delay", RECONNECT_SECONDS, "read-only", read_only, "discard",
+                                 "unmap", "detect-zeroes", "off"));
+}
+
+static unsigned count_before(const struct vm_config *config, size_t index, enum vm_disk_type type)
+{
+    unsigned count = 0;
+    for (size_t i = 0; i < index; i++)
+        count += config->disks[i].type == type;
+    return count;
+}
+
+/* The first plain disk is tried first, then CD-ROMs: so a CD-ROM installs a system that is then booted. 0 =
+ * never. */
+static unsigned boot_index(const struct vm_config *config, size_t index)
+{
+    enum vm_disk_type type = config->disks[index].type;
+    unsigned before = count_before(config, index, type);
+    if (config->kernel[0])
+        return 0;
+    if (type == VM_DISK_CDROM)
+        return 2 + before;
+    return before == 0 ? 1 : 0;
+}
+
+static void add_disk(struct args *args, const struct qemu_env *env, const struct vm_config *config,
+                     size_t index)
+{
+    enum vm_disk_type type = config->disks[index].type;
+    char node[32], boot[24] = "";
+    snprintf(node, sizeof node, "disk%zu", index);
+    add_node(args, env, node, type == VM_DISK_CDROM);
+    if (type == VM_DISK_UEFI_VARS) /* the machine itself takes it */
+        return;
+    if (type == VM_DISK_CDROM && count_before(config, index, type) == 0) {
+        add(args, "-device");
+        add(args, "virtio-scsi-pci,id=scsi,addr=%#x", SLOT_SCSI);
+    }
+    unsigned order = boot_index(config, index);
+    if (order)
+        snprintf(boot, sizeof boot, ",bootindex=%u", order);
     add(args, "-device");
-    add(args, "virtio-blk-pci,id=vd%zu,drive=%s,serial=%s,rerror=stop,werror=stop,addr=%#zx%s", index, node,
-        node, SLOT_DISK + index, boot ? ",bootindex=1" : "");
+    if (type == VM_DISK_CDROM)
+        add(args, "scsi-cd,id=cd%zu,bus=scsi.0,scsi-id=%zu,drive=%s,serial=%s,rerror=stop%s", index, index,
+            node, node, boot);
+    else
+        add(args, "virtio-blk-pci,id=vd%zu,drive=%s,serial=%s,rerror=stop,werror=stop,addr=%#zx%s", index,
+            node, node, SLOT_DISK + index, boot);
+}
+
+static void add_firmware(struct args *args, int fd)
+{
+    add(args, "-add-fd");
+    add(args, "fd=%d,set=2", fd);
+    add_blockdev(args, json_pack("{s:s, s:s, s:s, s:b, s:s}", "driver", "file", "node-name", "firmware",
+                                 "filename", "/dev/fdset/2", "read-only", true, "locking", "off"));
 }
 
 static void add_nic(struct args *args, const struct vm_nic *nic, size_t index, int tap)
@@ -163,7 +226,9 @@ char **qemu_args_build(const struct qemu_env *env, const struct vm_config *confi
     add(args, "-sandbox");
     add(args, "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny");
     for (size_t i = 0; i < config->disk_count; i++)
-        add_disk(args, env, i, i == 0 && !config->kernel[0]);
+        add_disk(args, env, config, i);
+    if (fds->firmware >= 0)
+        add_firmware(args, fds->firmware);
     for (size_t i = 0; i < config->nic_count; i++)
         add_nic(args, &config->nics[i], i, fds->taps[i]);
     if (config->kernel[0])

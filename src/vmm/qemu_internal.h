@@ -30,7 +30,7 @@ struct qemu {
 
 /* Descriptors as they are numbered in QEMU; -1 where the VM has none. */
 struct qemu_fds {
-    int ram, qmp, console, kernel, initrd;
+    int ram, qmp, console, kernel, initrd, firmware;
     int taps[VM_MAX_NICS];
 };
 

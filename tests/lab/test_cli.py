@@ -32,7 +32,8 @@ def vm(name="web1", **members):
     return {"name": name, "id": ID, "state": "running", "desired": "running", "role": "owner", "epoch": 3,
             "forked": False, "peer": None, "reason": None, "qemu_pid": 4711, "memory": 1 << 30, "cpus": 2,
             "machine": "pc-q35-7.2", "cpu": "x86-64-v2", "accel": "auto", "autostart": False,
-            "disks": [{"file": "disk0.raw", "size": 8 << 30, "image": None, "allocated": 5 << 20, "generation": 7}],
+            "uefi": False,
+            "disks": [{"file": "disk0.raw", "type": "disk", "size": 8 << 30, "image": None, "allocated": 5 << 20, "generation": 7}],
             "nics": [{"bridge": "br0", "mac": "52:54:00:00:00:01"}], "folder": "/var/lib/orai/vms/web1", "move": None,
             **members}
 
@@ -297,7 +298,8 @@ def test_create_sends_what_was_asked_for_and_nothing_else(oraid, tmp_path):
     oraid.on("POST", "/v1/vms", operation("done", kind="vm-create", result=vm()), 202)
     assert orai(oraid, "create", "web1").returncode == 0
     done = orai(oraid, "create", "web1", "--image", "debian12", "--memory", "1G", "--cpus", "2", "--disk", "8G", "--disk=20G",
-                "--bridge", "br0", "--mac", "52:54:00:00:00:01", "--bridge", "br1", "--kernel", "/bin/sh", "--initrd", "/bin/sh", "--append", "quiet",
+                "--bridge", "br0", "--mac", "52:54:00:00:00:01", "--bridge", "br1", "--cdrom", "/bin/sh", "--uefi",
+                "--kernel", "/bin/sh", "--initrd", "/bin/sh", "--append", "quiet",
                 "--config", str(config))
     assert done.returncode == 0
     kernel = os.path.realpath("/bin/sh")
@@ -305,7 +307,8 @@ def test_create_sends_what_was_asked_for_and_nothing_else(oraid, tmp_path):
         {"name": "web1"},
         {"name": "web1", "image": "debian12", "memory": 1 << 30, "cpus": 2,
          "disks": [{"size": 8 << 30}, {"size": 20 << 30}],
-         "nics": [{"bridge": "br0", "mac": "52:54:00:00:00:01"}, {"bridge": "br1"}], "kernel": kernel, "initrd": kernel, "append": "quiet",
+         "nics": [{"bridge": "br0", "mac": "52:54:00:00:00:01"}, {"bridge": "br1"}],
+         "cdrom": kernel, "uefi": True, "kernel": kernel, "initrd": kernel, "append": "quiet",
          "config": {"machine": "pc-q35-7.2"}}]
 
 

@@ -2,6 +2,7 @@
 #include "control.h"
 
 #include "beacon.h"
+#include "checksum.h"
 #include "disk.h"
 #include "memory.h"
 #include "pace.h"
@@ -147,6 +148,17 @@ static const struct command {
     {"dirty", run_dirty},   {"trim", run_trim}, {"poweroff", run_poweroff},
 };
 
+static void answer_checksum(struct client *client, const char *path)
+{
+    uint32_t crc;
+    uint64_t bytes;
+    int r = checksum_device(path, &crc, &bytes);
+    if (r < 0)
+        fprintf(client->out, "error: %s: %s\n", path, strerror(-r));
+    else
+        fprintf(client->out, "{\"crc32\":%" PRIu32 ",\"bytes\":%" PRIu64 "}\n", crc, bytes);
+}
+
 static void run_line(struct client *client, char *line)
 {
     line[strcspn(line, "\r\n")] = '\0';
@@ -156,6 +168,10 @@ static void run_line(struct client *client, char *line)
         args = "";
     if (strcmp(name, "echo") == 0) {
         fprintf(client->out, "%s\n", args);
+        return;
+    }
+    if (strcmp(name, "crc") == 0) {
+        answer_checksum(client, args);
         return;
     }
     for (size_t i = 0; i < sizeof(commands) / sizeof(commands[0]); i++) {

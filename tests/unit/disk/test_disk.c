@@ -70,6 +70,26 @@ static void test_a_write_marks_every_block_it_touches(void **state)
     assert_false(disk_next_run(disk, 4, 0, UINT32_MAX, 100, &run));
 }
 
+static void test_a_comparing_disk_counts_only_blocks_that_differ(void **state)
+{
+    char data[8 * DISK_BLOCK] = {1};
+    data[5 * DISK_BLOCK] = 1;
+    assert_int_equal(disk_write(disk, data, sizeof data, 512, true), 0);
+    reopen(DISK_COMPARE);
+    uint32_t before = disk_generation(disk) - 1;
+    assert_int_equal(disk_write(disk, data, sizeof data, 512, true), 0);
+    assert_int_equal(changed(before), 0);
+    data[5 * DISK_BLOCK] = 2;
+    assert_int_equal(disk_write(disk, data, sizeof data, 512, false), 0);
+    struct disk_run run;
+    assert_true(disk_next_run(disk, 0, before, UINT32_MAX, 100, &run));
+    assert_int_equal(run.block, 5);
+    assert_int_equal(run.count, 1);
+    char back[sizeof data];
+    assert_int_equal(disk_read(disk, back, sizeof back, 512), 0);
+    assert_memory_equal(data, back, sizeof data);
+}
+
 static void test_the_short_last_block_counts(void **state)
 {
     struct disk *small = new_disk(in_folder("small"), DISK_BLOCK + 512);
@@ -575,6 +595,7 @@ int main(void)
         T(test_data_is_read_back),
         T(test_ranges_outside_the_disk_are_refused),
         T(test_a_write_marks_every_block_it_touches),
+        T(test_a_comparing_disk_counts_only_blocks_that_differ),
         T(test_the_short_last_block_counts),
         T(test_runs_are_of_one_number_and_bounded),
         T(test_numbers_survive_closing),

@@ -6,6 +6,7 @@
 #include "base/macro.h"
 #include "base/pid.h"
 #include "net/thread.h"
+#include "vmm/firmware.h"
 #include "vmm/unix_socket.h"
 
 #include <errno.h>
@@ -31,6 +32,7 @@ void lab_open(struct lab *lab)
     assert_int_equal(mkdir(lab->run_dir, 0700), 0);
     uid_t user = getuid() == 0 ? NOBODY : 0;
     lab->env = (struct qemu_env){.binary = "qemu-system-x86_64",
+                                 .firmware_dir = FIRMWARE_DIR,
                                  .vm_dir = lab->vm_dir,
                                  .run_dir = lab->run_dir,
                                  .uid = user,

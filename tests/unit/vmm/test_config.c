@@ -91,6 +91,22 @@ static void survives_a_round_trip(void **state)
     assert_string_equal(back.nics[0].bridge, "br0");
 }
 
+static void the_types_of_disks_survive_a_round_trip(void **state)
+{
+    struct vm_config config = sample(), back;
+    assert_false(vm_config_uefi(&config));
+    config.disk_count = 3;
+    config.disks[1] = (struct vm_disk){.file = "cdrom.raw", .size = 4096, .type = VM_DISK_CDROM};
+    config.disks[2] = (struct vm_disk){.file = "uefi-vars.raw", .size = 540672, .type = VM_DISK_UEFI_VARS};
+    _cleanup_json_ json_t *json = vm_config_to_json(&config);
+    assert_null(json_object_get(json_array_get(json_object_get(json, "disks"), 0), "type"));
+    assert_int_equal(read_back(json, &back, NULL), 0);
+    assert_same(&back, &config);
+    assert_int_equal(back.disks[0].type, VM_DISK_PLAIN);
+    assert_int_equal(back.disks[1].type, VM_DISK_CDROM);
+    assert_true(vm_config_uefi(&back));
+}
+
 static void saved_and_loaded(void **state)
 {
     char dir[] = "/tmp/orai-config-XXXXXX";
@@ -215,6 +231,21 @@ static void two_of_the_same_are_refused(void **state)
             "NIC 1");
 }
 
+static void a_disk_is_of_a_known_type(void **state)
+{
+    refused("disks", json_pack("[{s:s, s:i, s:s}]", "file", "d.raw", "size", 512, "type", "floppy"), "type");
+    refused("disks", json_pack("[{s:s, s:i, s:s}]", "file", "d.raw", "size", 512, "type", ""), "type");
+    refused("disks", json_pack("[{s:s, s:i, s:i}]", "file", "d.raw", "size", 512, "type", 1), "type");
+}
+
+static void a_machine_has_one_set_of_uefi_variables(void **state)
+{
+    refused("disks",
+            json_pack("[{s:s, s:i, s:s}, {s:s, s:i, s:s}]", "file", "a.raw", "size", 4096, "type",
+                      "uefi-vars", "file", "b.raw", "size", 4096, "type", "uefi-vars"),
+            "disk 1");
+}
+
 static void macs_are_unicast(void **state)
 {
     refused_nic("br0", "01:54:00:12:34:56", "mac");
@@ -254,6 +285,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(survives_a_round_trip),
+        cmocka_unit_test(the_types_of_disks_survive_a_round_trip),
         cmocka_unit_test(saved_and_loaded),
         cmocka_unit_test(missing_members_get_their_defaults),
         cmocka_unit_test(amounts_may_be_text),
@@ -265,6 +297,8 @@ int main(void)
         cmocka_unit_test(amounts_have_bounds),
         cmocka_unit_test(lists_have_bounds),
         cmocka_unit_test(two_of_the_same_are_refused),
+        cmocka_unit_test(a_disk_is_of_a_known_type),
+        cmocka_unit_test(a_machine_has_one_set_of_uefi_variables),
         cmocka_unit_test(macs_are_unicast),
         cmocka_unit_test(an_initrd_needs_a_kernel),
         cmocka_unit_test(an_image_is_a_content_hash),

@@ -6,6 +6,7 @@
 
 #include "base/clock.h"
 #include "base/macro.h"
+#include "vmm/firmware.h"
 
 #include <errno.h>
 #include <sched.h>
@@ -66,14 +67,19 @@ static struct machine *running(struct lab *lab)
 }
 
 /* SeaBIOS reads the boot sector of every disk. */
-static bool reads_within(struct machine *machine, int msec)
+static bool reads_disk_within(struct machine *machine, size_t disk, int msec)
 {
     struct nbd_statistics statistics = {0};
     for (; msec > 0 && statistics.reads == 0; msec -= 5) {
         clock_sleep(5 * NSEC_PER_MSEC);
-        machine_disk_statistics(machine, 0, &statistics);
+        machine_disk_statistics(machine, disk, &statistics);
     }
     return statistics.reads > 0;
+}
+
+static bool reads_within(struct machine *machine, int msec)
+{
+    return reads_disk_within(machine, 0, msec);
 }
 
 /* QEMU 7.2's emulated CPU, reset within the firmware, now and then hangs at f000:0 before it has met any
@@ -103,6 +109,63 @@ static void the_firmware_reads_our_disk(void **state)
     struct machine *machine = running(*state);
     assert_true(reads_within(machine, 10000));
     end(machine);
+}
+
+static void add_disk(struct lab *lab, const char *file, uint64_t size, enum vm_disk_type type,
+                     const char *content)
+{
+    char path[PATH_MAX];
+    struct err err = ERR_NONE;
+    struct vm_disk *disk = &lab->config.disks[lab->config.disk_count++];
+    snprintf(disk->file, sizeof disk->file, "%s", file);
+    disk->size = size;
+    disk->type = type;
+    snprintf(path, sizeof path, "%s/%s", lab->vm_dir, file);
+    if (disk_create(path, size, content, NULL, &err) < 0)
+        fail_msg("%s", err.text);
+}
+
+static void the_firmware_looks_for_a_system_on_the_cdrom(void **state)
+{
+    add_disk(*state, "cdrom.raw", 2 * MiB, VM_DISK_CDROM, NULL);
+    struct machine *machine = running(*state);
+    assert_true(reads_disk_within(machine, 1, 20000));
+    end(machine);
+}
+
+/* It formats its variables at its first start. */
+static void uefi_writes_its_variables_to_our_disk(void **state)
+{
+    struct lab *lab = *state;
+    struct nbd_statistics statistics = {0};
+    uint64_t size;
+    int fd = firmware_open(FIRMWARE_DIR, FIRMWARE_VARS, &size, NULL);
+    if (fd < 0)
+        skip(); /* needs the package ovmf */
+    close(fd);
+    add_disk(lab, "uefi-vars.raw", size, VM_DISK_UEFI_VARS, FIRMWARE_DIR "/OVMF_VARS_4M.fd");
+    struct machine *machine = running(lab);
+    for (int msec = 40000; msec > 0 && statistics.writes == 0; msec -= 5) {
+        clock_sleep(5 * NSEC_PER_MSEC);
+        machine_disk_statistics(machine, 1, &statistics);
+    }
+    assert_true(statistics.writes > 0);
+    end(machine);
+}
+
+static void a_missing_firmware_is_named_with_its_package(void **state)
+{
+    struct lab *lab = *state;
+    struct err err = ERR_NONE;
+    lab->env.firmware_dir = lab->run_dir;
+    add_disk(lab, "uefi-vars.raw", 540672, VM_DISK_UEFI_VARS, NULL);
+    struct machine *machine = new_machine(lab);
+    assert_int_equal(machine_open_disks(machine, 0, NULL), 0);
+    assert_int_equal(machine_start(machine, false, NULL, NULL, &err), -ENOENT);
+    assert_non_null(strstr(err.text, "OVMF_CODE_4M.fd"));
+    assert_non_null(strstr(err.hint, "ovmf"));
+    assert_null(machine_qemu(machine));
+    machine_free(machine);
 }
 
 static void stopping_and_closing_twice_is_fine(void **state)
@@ -215,6 +278,9 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         TEST(the_firmware_reads_our_disk),
+        TEST(the_firmware_looks_for_a_system_on_the_cdrom),
+        TEST(uefi_writes_its_variables_to_our_disk),
+        TEST(a_missing_firmware_is_named_with_its_package),
         TEST(stopping_and_closing_twice_is_fine),
         TEST(the_same_qemu_reads_on_after_we_were_away),
         TEST(nothing_to_adopt_is_ESRCH),
