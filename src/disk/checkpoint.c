@@ -1,9 +1,9 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
  * Checkpoints: make image and map durable and forget the intents that this settles. A thread of its own does
- * so every CHECKPOINT_SECONDS while there are intents, so that a power cut costs a later transfer what was
- * written in the last two intervals, not since the disk was opened. Extents that are written all the time
- * keep their bits.
+ * so every CHECKPOINT_SECONDS while there are intents that it can clear, so that a power cut costs a later
+ * transfer what was written in the last two intervals, not since the disk was opened. Extents that are
+ * written all the time keep their bits.
  *
  * The order is the crash rule: bits are cleared only after image *and* map are durable. The image too,
  * because a block that a transfer has read from the page cache and a power cut takes back differs from the
@@ -74,29 +74,39 @@ int make_durable(struct disk *disk)
     return r;
 }
 
-static int checkpoint(struct disk *disk, bool keep_hot)
+/* Under control, in a new turn of the intents. */
+static int settle(struct disk *disk, bool keep_hot)
+{
+    gate_drain(&disk->gate);
+    int r = make_durable(disk);
+    return r == 0 ? intent_settle(&disk->intent, keep_hot) : r;
+}
+
+/* Where every intent would stay, because its extent was written in the last two turns, to make the image
+ * durable would gain nothing; a busy guest is spared it. */
+int disk_checkpoint(struct disk *disk)
 {
     if (disk->read_only)
         return 0;
     pthread_mutex_lock(&disk->control);
+    struct missing *split = atomic_load(&disk->split);
     intent_turn(&disk->intent);
-    gate_drain(&disk->gate);
-    int r = make_durable(disk);
-    if (r == 0)
-        r = intent_settle(&disk->intent, keep_hot);
+    bool gains = intent_has_cold(&disk->intent) || (split && missing_has_changed(split));
+    int r = gains ? settle(disk, true) : 0;
     genmap_drop(disk->map);
     pthread_mutex_unlock(&disk->control);
     return r;
 }
 
-int disk_checkpoint(struct disk *disk)
-{
-    return checkpoint(disk, true);
-}
-
 int disk_sync(struct disk *disk, struct err *err)
 {
-    int r = checkpoint(disk, false);
+    if (disk->read_only)
+        return 0;
+    pthread_mutex_lock(&disk->control);
+    intent_turn(&disk->intent);
+    int r = settle(disk, false);
+    genmap_drop(disk->map);
+    pthread_mutex_unlock(&disk->control);
     return r < 0 ? err_sys(err, r, "cannot make %s durable", disk->path) : 0;
 }
 

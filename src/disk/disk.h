@@ -123,8 +123,8 @@ uint64_t disk_count(const struct disk *disk, uint32_t above, uint32_t upto);
 int disk_receive(struct disk *disk, const struct disk_run *run, const void *data, struct err *err);
 /* Image, map, then lineage durable, in this order; every intent is settled. */
 int disk_sync(struct disk *disk, struct err *err);
-/* The same, but the intents of places that are being written stay: what a thread of the disk does now and
- * then. */
+/* What a thread of the disk does now and then: the same, but the intents of places that are being written
+ * stay; where all would stay it does nothing. */
 int disk_checkpoint(struct disk *disk);
 
 /* A copy of the lineage, to be freed with lineage_free. */

@@ -375,6 +375,14 @@ void intent_turn(struct intent *intent)
         intent->before[i] = atomic_exchange(&intent->recent[i], 0);
 }
 
+bool intent_has_cold(const struct intent *intent)
+{
+    for (size_t i = 0; i < intent->words; i++)
+        if (atomic_load(&intent->durable[i]) & ~(atomic_load(&intent->recent[i]) | intent->before[i]))
+            return true;
+    return false;
+}
+
 int intent_settle(struct intent *intent, bool keep_hot)
 {
     pthread_mutex_lock(&intent->lock);

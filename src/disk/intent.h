@@ -86,6 +86,8 @@ uint64_t intent_next(const struct intent *intent, uint64_t from);
 
 /* Starts a turn: what is covered from here on stays. */
 void intent_turn(struct intent *intent);
+/* Is there a bit that intent_settle with `keep_hot` would clear? */
+bool intent_has_cold(const struct intent *intent);
 /* Clears the bits of extents that nothing was written to since intent_turn; with `keep_hot` only those that
  * were not written in the turn before either, so that a busy place does not pay for its bit again and again.
  * Not durable: a bit too many does no harm. */

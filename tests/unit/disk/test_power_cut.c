@@ -214,10 +214,38 @@ static void test_checkpoints_never_forget_a_write_under_way(void **state)
     assert_true(m.checks > 20);
 }
 
+static bool is_durable(enum file file)
+{
+    for (size_t i = 0; i < m.count; i++)
+        if (m.pending[i].file == file)
+            return false;
+    return true;
+}
+
+/* A guest that writes the same places all the time pays for no syncs that clear none of its intents. */
+static void test_a_checkpoint_with_nothing_to_clear_leaves_the_image_alone(void **state)
+{
+    static const uint8_t data[DISK_BLOCK] = {1};
+    m.odds = 0;
+    m.disk = open_disk(in_folder("d"), 0);
+    for (int i = 0; i < 3; i++) {
+        assert_int_equal(disk_write(m.disk, data, sizeof data, m.cluster_at[0], false), 0);
+        assert_int_equal(disk_checkpoint(m.disk), 0);
+        assert_false(is_durable(IMAGE));
+    }
+    assert_int_equal(disk_checkpoint(m.disk), 0); /* nothing was written since the last */
+    assert_true(is_durable(IMAGE));
+    assert_true(is_durable(MAP));
+    close_disk(m.disk);
+    m.disk = NULL;
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test_setup_teardown(test_no_changed_block_is_ever_denied, setup, teardown),
+        cmocka_unit_test_setup_teardown(test_a_checkpoint_with_nothing_to_clear_leaves_the_image_alone, setup,
+                                        teardown),
         cmocka_unit_test_setup_teardown(test_checkpoints_never_forget_a_write_under_way, setup, teardown),
     };
     return cmocka_run_group_tests_name("disk power cut", tests, NULL, NULL);
