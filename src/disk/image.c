@@ -22,6 +22,10 @@
 
 #define DIRECT_ALIGN 4096U /* suits every device that Linux has */
 #define ZERO_CHUNK (256 * KiB)
+/* The page cache of a file gets folios as long as the writes that fill it, and ext4 walks all blocks of a
+ * folio at each later write into it: 4 KiB into one of 1 MiB cost 8 us, into one of 64 KiB 2 us (Linux 6.18).
+ * Longer pieces gain nothing. */
+#define WRITE_PIECE (64 * KiB)
 
 static int measure(const char *path, struct image *image, struct err *err)
 {
@@ -94,7 +98,16 @@ int image_read(const struct image *image, void *data, size_t size, uint64_t offs
 
 int image_write(const struct image *image, const void *data, size_t size, uint64_t offset)
 {
-    return file_pwrite_full(choose_fd(image, data, size, offset), data, size, offset);
+    int fd = choose_fd(image, data, size, offset);
+    if (fd == image->direct_fd)
+        return file_pwrite_full(fd, data, size, offset);
+    const uint8_t *at = data;
+    int r = 0;
+    for (size_t part; r == 0 && size > 0; at += part, offset += part, size -= part) {
+        part = MIN(WRITE_PIECE - offset % WRITE_PIECE, size);
+        r = file_pwrite_full(fd, at, part, offset);
+    }
+    return r;
 }
 
 static int write_zeroes(const struct image *image, uint64_t size, uint64_t offset)

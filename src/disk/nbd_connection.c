@@ -39,6 +39,9 @@
 
 /* A WRITE up to this size waits in the receive buffer until it is whole. */
 #define INLINE_WRITE (64U << 10)
+/* A longer one is written in pieces that end on multiples of this: then the page cache gets folios of this
+ * size and not a mixture of small ones (image.c). */
+#define LONG_PIECE (64U << 10)
 #define INTEND_MAX 128
 #define SEND_BUFFER (2 << 20)
 #define PIPE_SIZE (1 << 20) /* what the kernel lets everybody have (fs.pipe-max-size) */
@@ -83,13 +86,13 @@ static int write_long(struct nbd_connection *connection, const struct nbd_reques
     uint64_t offset = request->offset, end = offset + request->length;
     int r = nbd_channel_flush(channel, NULL, 0);
     while (r == 0 && offset < end) {
-        uint64_t to_boundary = MIN(DISK_BLOCK - offset % DISK_BLOCK, end - offset);
+        uint64_t to_boundary = MIN(LONG_PIECE - offset % LONG_PIECE, end - offset);
         r = nbd_channel_fill(channel, to_boundary);
         if (r < 0)
             return r;
         uint64_t size = MIN(nbd_channel_pending(channel), end - offset);
         if (offset + size < end)
-            size -= (offset + size) % DISK_BLOCK;
+            size -= (offset + size) % LONG_PIECE;
         int error = disk_write(connection->disk, nbd_channel_data(channel), size, offset, false);
         nbd_channel_consume(channel, size);
         offset += size;
