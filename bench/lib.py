@@ -2,8 +2,8 @@
 """What the benches share.
 
 A machine's speed drifts (other tenants, heat, caches), so contenders are never measured one after the other but
-in interleaved rounds, each round starting with another one; what counts is the median over the rounds and the ratio of
-medians. Every bench takes --quick (short runs, fewer rounds), --rounds, and --json (one JSON object as last line).
+in interleaved rounds, each round starting with another one; what counts is the median over the rounds, and for a
+comparison the median of the rounds' ratios. Every bench takes --quick (short runs, fewer rounds), --rounds, and --json (one JSON object as last line).
 """
 
 import argparse
@@ -105,8 +105,10 @@ class Samples:
         return (max(values) - min(values)) / statistics.median(values) if values and statistics.median(values) else None
 
     def ratio(self, case, contender, other):
-        ours, theirs = self.median(case, contender), self.median(case, other)
-        return ours / theirs if ours is not None and theirs else None
+        """Median of the rounds' ratios: within a round the machine has drifted least."""
+        pairs = zip(self.values.get((case, contender), []), self.values.get((case, other), []))
+        ratios = [ours / theirs for ours, theirs in pairs if theirs]
+        return statistics.median(ratios) if ratios else None
 
 
 def table(header, rows):
