@@ -83,7 +83,8 @@ static int check_data(const struct wire_run *run, const uint8_t *data, size_t si
         size <= (size_t)(run->count - 1) * BLOCK)
         return err_set(err, EPROTO, "a run of %u blocks with %zu bytes of data", run->count, size);
     if (XXH3_64bits(data, size) != run->checksum)
-        return err_set(err, EBADMSG, "block %llu of disk %u arrived damaged", (unsigned long long)run->block,
+        return err_set(err, EBADMSG, "blocks %llu to %llu of disk %u arrived damaged (wrong checksum)",
+                       (unsigned long long)run->block, (unsigned long long)run->block + run->count - 1,
                        run->disk);
     return 0;
 }
