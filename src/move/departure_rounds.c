@@ -8,6 +8,7 @@
 #include "base/clock.h"
 #include "base/macro.h"
 #include "move/departure.h"
+#include "move/fault.h"
 
 #include <errno.h>
 #include <xxhash.h>
@@ -65,6 +66,7 @@ static int send_piece(struct departure *departure, size_t i, struct err *err)
         .checksum = piece.zero ? 0 : XXH3_64bits(payload + WIRE_RUN_SIZE, piece.size),
     };
     wire_run_encode(&run, payload);
+    fault_data(payload + WIRE_RUN_SIZE, piece.size, "source.run");
     r = link_send_buffer(quietest(departure), FRAME_RUN, payload, WIRE_RUN_SIZE + piece.size, err);
     if (r < 0)
         return r;

@@ -9,6 +9,7 @@
 #include <limits.h>
 #include <signal.h>
 #include <stdarg.h>
+#include <stdbool.h>
 #include <stdio.h>
 #include <string.h>
 
@@ -37,21 +38,37 @@ static int act(const char *point, const char *action, struct err *err)
     return strcmp(action, "fail") == 0 ? err_set(err, EIO, "fault point %s was told to fail", point) : 0;
 }
 
+static bool is_wanted(const char *point, char ret_action[16])
+{
+    char wanted[128];
+    _cleanup_free_ void *text = NULL;
+    size_t size;
+    return file_load(fault_path, 256, &text, &size, NULL) == 0 &&
+           sscanf(text, "%127s %15s", wanted, ret_action) == 2 && strcmp(wanted, point) == 0;
+}
+
 int fault_point(struct err *err, const char *format, ...)
 {
     if (!fault_path[0])
         return 0;
-    char point[128], wanted[128], action[16];
+    char point[128], action[16];
     va_list args;
     va_start(args, format);
     vsnprintf(point, sizeof point, format, args);
     va_end(args);
 
-    _cleanup_free_ void *text = NULL;
-    size_t size;
-    if (file_load(fault_path, 256, &text, &size, NULL) < 0 ||
-        sscanf(text, "%127s %15s", wanted, action) != 2 || strcmp(wanted, point) != 0)
+    if (!is_wanted(point, action))
         return 0;
     tell_reached(point);
     return act(point, action, err);
+}
+
+void fault_data(void *data, size_t size, const char *point)
+{
+    char action[16];
+    if (!fault_path[0] || size == 0 || !is_wanted(point, action) || strcmp(action, "flip") != 0)
+        return;
+    ((unsigned char *)data)[size / 2] ^= 0x10;
+    unlink(fault_path);
+    tell_reached(point);
 }

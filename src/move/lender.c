@@ -9,6 +9,7 @@
 #include "disk/heat.h"
 #include "disk/relocate.h"
 #include "disk/split.h"
+#include "move/fault.h"
 #include "move/session.h"
 
 #include <errno.h>
@@ -55,6 +56,7 @@ static int send_piece(struct conversation *conversation, uint16_t disk, const st
         .checksum = piece->zero ? 0 : XXH3_64bits(conversation->data, piece->size),
     };
     wire_run_encode(&run, head);
+    fault_data(conversation->data, piece->size, "lend.run");
     atomic_fetch_add_explicit(&conversation->lender->bytes, piece->size, memory_order_relaxed);
     return link_send(conversation->session.control, FRAME_RUN, head, sizeof head, conversation->data,
                      piece->size, err);
