@@ -370,3 +370,21 @@ void lineage_compare(const struct lineage *ours, const struct lineage *theirs, s
         ret->cursor = theirs->cursor;
     }
 }
+
+static uint32_t whole_upto(const struct lineage *l)
+{
+    return l->claim == LINEAGE_OWNER ? newest_generation(l) : l->complete;
+}
+
+uint32_t lineage_shared(const struct lineage *a, const struct lineage *b)
+{
+    if (a->size != b->size)
+        return 0;
+    return newest_common(a, b, MIN(whole_upto(a), whole_upto(b)));
+}
+
+bool lineage_holds(const struct lineage *lineage, uint32_t generation, const struct id *id)
+{
+    const struct lineage_entry *e = lineage_find(lineage, generation);
+    return e && id_equal(&e->id, id) && generation <= whole_upto(lineage);
+}

@@ -101,3 +101,11 @@ struct lineage_base {
     bool foreign; /* another disk, or no common ancestor at all */
 };
 void lineage_compare(const struct lineage *ours, const struct lineage *theirs, struct lineage_base *ret);
+
+/* Up to which generation two copies must hold the same, whatever each claims to be: the newest entry that
+ * both lineages have, and that lies in what both copies have whole. Blocks whose numbers are at or below it
+ * in both maps are equal; what an owner or a fork wrote since is above it. 0 = nothing is known to be common.
+ */
+uint32_t lineage_shared(const struct lineage *a, const struct lineage *b);
+/* Does the copy have all of the sealed generation whose number and id these are? */
+bool lineage_holds(const struct lineage *lineage, uint32_t generation, const struct id *id);

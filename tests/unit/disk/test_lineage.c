@@ -352,6 +352,62 @@ static void test_a_flipped_bit_or_a_cut_is_noticed(void **state)
     assert_null(back);
 }
 
+static void expect_shared(const struct lineage *a, const struct lineage *b, uint32_t want)
+{
+    assert_int_equal(lineage_shared(a, b), want);
+    assert_int_equal(lineage_shared(b, a), want); /* whoever asks */
+}
+
+static void test_an_owner_shares_with_its_replica_what_that_has_whole(void **state)
+{
+    L ours = claiming(history(3, 'a'), LINEAGE_OWNER, 0);
+    L theirs = claiming(history(3, 'a'), LINEAGE_REPLICA, 4);
+    expect_shared(ours, theirs, 4);
+    theirs->claim = LINEAGE_PARTIAL;
+    theirs->reached = 6;
+    expect_shared(ours, theirs, 4);
+}
+
+static void test_two_replicas_share_what_the_older_one_has(void **state)
+{
+    L one = claiming(history(4, 'a'), LINEAGE_REPLICA, 8);
+    L other = claiming(history(2, 'a'), LINEAGE_REPLICA, 4);
+    expect_shared(one, other, 4);
+}
+
+static void test_a_fork_shares_what_it_began_with(void **state)
+{
+    L ours = claiming(history(3, 'a'), LINEAGE_OWNER, 0);
+    L fork = claiming(history(1, 'a'), LINEAGE_FORK, 2);
+    add(fork, 4, LINEAGE_ROUND, 'f');
+    expect_shared(ours, fork, 2);
+}
+
+static void test_nothing_is_shared_with_another_history_or_size(void **state)
+{
+    L ours = claiming(history(3, 'a'), LINEAGE_OWNER, 0);
+    L empty = claiming(history(3, 'a'), LINEAGE_PARTIAL, 0);
+    L foreign = claiming(lineage_new(&other_disk, SIZE), LINEAGE_OWNER, 0);
+    L larger = claiming(history(3, 'a'), LINEAGE_REPLICA, 6);
+    larger->size *= 2;
+    add(foreign, 3, LINEAGE_HANDOVER, 'x');
+    expect_shared(ours, empty, 0);
+    expect_shared(ours, foreign, 0);
+    expect_shared(ours, larger, 0);
+}
+
+static void test_a_copy_holds_a_generation_by_number_and_id_and_as_far_as_it_is_whole(void **state)
+{
+    L l = claiming(history(3, 'a'), LINEAGE_REPLICA, 4);
+    struct id four = id_of(4, 'a'), six = id_of(6, 'a');
+    assert_true(lineage_holds(l, 4, &four));
+    assert_false(lineage_holds(l, 4, &six));
+    assert_false(lineage_holds(l, 6, &six));
+    l->claim = LINEAGE_OWNER;
+    assert_true(lineage_holds(l, 6, &six));
+    assert_false(lineage_holds(l, 5, &six));
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -380,6 +436,11 @@ int main(void)
         cmocka_unit_test(test_encoding_and_decoding_gives_the_same),
         cmocka_unit_test(test_hostile_bytes_are_refused),
         cmocka_unit_test(test_a_flipped_bit_or_a_cut_is_noticed),
+        cmocka_unit_test(test_an_owner_shares_with_its_replica_what_that_has_whole),
+        cmocka_unit_test(test_two_replicas_share_what_the_older_one_has),
+        cmocka_unit_test(test_a_fork_shares_what_it_began_with),
+        cmocka_unit_test(test_nothing_is_shared_with_another_history_or_size),
+        cmocka_unit_test(test_a_copy_holds_a_generation_by_number_and_id_and_as_far_as_it_is_whole),
     };
     return cmocka_run_group_tests_name("disk lineage", tests, NULL, NULL);
 }
