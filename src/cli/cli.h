@@ -69,6 +69,8 @@ void cli_say(const struct cli *cli, const char *format, ...) __attribute__((form
 int cli_confirm(struct cli *cli, bool must, struct err *err, const char *format, ...)
     __attribute__((format(printf, 4, 5)));
 
-/* `orai disk serve|info|verify ...`: works on files, without oraid. argv[0] is the verb after "disk". Prints
+/* `orai disk serve|info ...`: works on files, without oraid. argv[0] is the verb after "disk". Prints
  * its own errors; returns an enum cli_exit. */
 int cli_disk(int argc, char **argv);
+/* `orai disk verify FILE`, in the same way: prints what it finds; -EUCLEAN when that is something bad. */
+int cli_verify_file(const char *file, struct err *err);

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * disk: the verbs `orai disk serve|info|verify`, which work on an image and its side files without oraid.
+ * disk: the verbs `orai disk serve|info`, and `verify` of a file, which work on an image and its side files
+ * without oraid.
  *
  * `serve` opens the disk before it touches the socket, so that of two servers of one image the second one
  * stops at the disk's lock and leaves the first one's socket alone. SIGINT and SIGTERM stop it cleanly:
@@ -342,7 +343,7 @@ static int print_info(struct disk *disk, enum format format, struct err *err)
 }
 
 /* Each finding on a line of its own; the last word is the exit code's. */
-static int print_verdict(const char *file, struct err *err)
+int cli_verify_file(const char *file, struct err *err)
 {
     struct disk_verdict verdict;
     int r = disk_verify(file, &verdict, err);
@@ -400,14 +401,14 @@ static int parse_inspect(int argc, char **argv, struct inspect *ret)
     return CLI_OK;
 }
 
-static int run_inspect(int argc, char **argv, bool verify)
+static int run_info(int argc, char **argv)
 {
     struct inspect inspect = {.format = FORMAT_TABLE};
     struct err err = ERR_NONE;
     int usage = parse_inspect(argc, argv, &inspect);
     if (usage != CLI_OK)
         return usage;
-    int r = verify ? print_verdict(inspect.file, &err) : print_file(inspect.file, inspect.format, &err);
+    int r = print_file(inspect.file, inspect.format, &err);
     return r < 0 ? report(&err) : CLI_OK;
 }
 
@@ -417,9 +418,7 @@ int cli_disk(int argc, char **argv)
     if (argc >= 1 && strcmp(argv[0], "serve") == 0)
         return run_serve(argc, argv);
     if (argc >= 1 && strcmp(argv[0], "info") == 0)
-        return run_inspect(argc, argv, false);
-    if (argc >= 1 && strcmp(argv[0], "verify") == 0)
-        return run_inspect(argc, argv, true);
+        return run_info(argc, argv);
     fputs("orai: disk takes serve, info or verify; see `orai help disk`\n", stderr);
     return CLI_USAGE;
 }

@@ -37,11 +37,3 @@ const struct verb verb_disk_info = {
     .operands = {{.name = "FILE", .kind = ARG_FILE, .help = "The image"}},
     .run_raw = cli_disk,
 };
-
-const struct verb verb_disk_verify = {
-    .group = "disk",
-    .name = "verify",
-    .summary = "Check that a raw image's generation map covers its data",
-    .operands = {{.name = "FILE", .kind = ARG_FILE, .help = "The image"}},
-    .run_raw = cli_disk,
-};

@@ -155,7 +155,9 @@ static int run_cancel(struct cli *cli, struct err *err)
         return r;
     if (cli->args.format != FORMAT_TABLE)
         return cli_print_object(cli, &view_status, status, err);
-    if (is_moving(status))
+    if (strcmp(json_str(json_object_get(status, "operation"), "kind", ""), "verify") == 0)
+        cli_say(cli, "The comparison of %s is being stopped", name);
+    else if (is_moving(status))
         cli_say(cli, "The move of %s is being taken back; see: orai status %s", name, name);
     else
         cli_say(cli, "The move of %s was cancelled; the guest goes on where it was", name);
@@ -164,7 +166,7 @@ static int run_cancel(struct cli *cli, struct err *err)
 
 const struct verb verb_cancel = {
     .name = "cancel",
-    .summary = "Cancel a VM's move, on either host; the guest goes on where it was",
+    .summary = "Cancel a VM's move, on either host, or its comparison; the guest goes on where it was",
     .flags = VERB_FORMATS,
     .operands = {{.name = "NAME", .kind = ARG_VM, .help = "The VM"}},
     .run = run_cancel,

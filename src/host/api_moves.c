@@ -11,6 +11,7 @@
 #include "host/api.h"
 #include "host/client.h"
 #include "host/join.h"
+#include "host/verify.h"
 #include "host/vm.h"
 #include "move/move.h"
 
@@ -239,19 +240,21 @@ int api_vm_move(struct host *host, struct request *request, struct answer *ret, 
 /* --- status, cancel, recover ------------------------------------------------------------------------------
  */
 
-static int answer_status(struct host *host, const char *name, struct answer *ret, struct err *err)
+/* With the newest operation of that kind. */
+static int answer_status(struct host *host, const char *name, const char *kind, struct answer *ret,
+                         struct err *err)
 {
     _cleanup_json_ json_t *vm = NULL;
     json_t *operation = NULL;
     int r = vm_json(host, name, &vm, err);
     if (r == 0)
-        r = operation_newest(host->operations, "move", name, &operation, err);
+        r = operation_newest(host->operations, kind, name, &operation, err);
     return r < 0 ? r : answer_json(ret, 200, json_pack("{s:O, s:o?}", "vm", vm, "operation", operation));
 }
 
 int api_vm_status(struct host *host, struct request *request, struct answer *ret, struct err *err)
 {
-    return answer_status(host, request->args[0], ret, err);
+    return answer_status(host, request->args[0], "move", ret, err);
 }
 
 int api_vm_cancel(struct host *host, struct request *request, struct answer *ret, struct err *err)
@@ -260,14 +263,15 @@ int api_vm_cancel(struct host *host, struct request *request, struct answer *ret
     int r = vm_lookup(host->vms, name, NULL, err);
     if (r < 0)
         return r;
+    bool comparison = operation_cancel(host->operations, VERIFY_KIND, name);
     bool from_here = vm_cancel_move(host->vms, name); /* in case orai-vm has not heard of it yet */
     r = vm_ask(host, name, json_pack("{s:s}", "do", "cancel"), VM_ASK_MSEC, NULL, err);
-    if (r < 0 && !(from_here && (r == -EINVAL || r == -ENOTCONN))) {
+    if (r < 0 && !((from_here || comparison) && (r == -EINVAL || r == -ENOTCONN))) {
         if (r != -EINVAL && r != -ENOTCONN)
             return r;
-        return err_set(err, EBUSY, "no move of \"%s\" is under way", name);
+        return err_set(err, EBUSY, "no move of \"%s\" is under way, and no comparison", name);
     }
-    return answer_status(host, name, ret, err);
+    return answer_status(host, name, r < 0 && !from_here ? VERIFY_KIND : "move", ret, err);
 }
 
 /* An orai-vm that was given up is tried again first: it alone can finish what is open. */
@@ -323,5 +327,5 @@ int api_vm_recover(struct host *host, struct request *request, struct answer *re
     vm_retry(host->vms, name);
     r = recover(host, name, run_here, err);
     vm_release(host->vms, name);
-    return r < 0 ? r : answer_status(host, name, ret, err);
+    return r < 0 ? r : answer_status(host, name, "move", ret, err);
 }

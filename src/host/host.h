@@ -43,6 +43,7 @@ struct host {
     struct operations *operations;
     struct pool *requests; /* API handlers */
     struct pool *jobs;     /* operations' work */
+    struct pool *verifies; /* work of low priority that may last for hours; a move must not wait for it */
     struct vms *vms;
     struct qemu_facts *qemu;
     atomic_bool stopping; /* long jobs look at it */

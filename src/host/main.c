@@ -34,6 +34,7 @@
 
 #define REQUEST_THREADS 16 /* handlers may wait long for a guest to stop */
 #define JOB_THREADS 8
+#define VERIFY_THREADS 1 /* disks are read one after the other */
 #define MAX_WAITING 256
 #define STOP_MSEC 5000
 
@@ -124,7 +125,9 @@ static int open_threads(struct host *host, struct err *err)
     if (!host->qemu || client_open() < 0)
         return err_set(err, ENOMEM, "out of memory");
     int r = pool_new("request", REQUEST_THREADS, MAX_WAITING, &host->requests, err);
-    return r == 0 ? pool_new("job", JOB_THREADS, MAX_WAITING, &host->jobs, err) : r;
+    if (r == 0)
+        r = pool_new("job", JOB_THREADS, MAX_WAITING, &host->jobs, err);
+    return r == 0 ? pool_new("verify", VERIFY_THREADS, MAX_WAITING, &host->verifies, err) : r;
 }
 
 static int write_pid(const struct host *host, struct err *err)
@@ -171,7 +174,8 @@ static bool stop_pools(struct host *host)
 {
     host->stopping = true;
     bool stopped = (!host->requests || pool_stop(host->requests, STOP_MSEC)) &&
-                   (!host->jobs || pool_stop(host->jobs, STOP_MSEC));
+                   (!host->jobs || pool_stop(host->jobs, STOP_MSEC)) &&
+                   (!host->verifies || pool_stop(host->verifies, STOP_MSEC));
     if (!stopped)
         log_info("not waiting for what still runs");
     return stopped;
@@ -187,6 +191,7 @@ static void close_all(struct host *host, struct door *door, struct http *http)
     http_free(http);
     pool_free(host->requests);
     pool_free(host->jobs);
+    pool_free(host->verifies);
     qemu_facts_free(host->qemu);
     operations_free(host->operations);
     events_free(host->events);

@@ -33,6 +33,7 @@ static json_t *public_json(const json_t *row)
 {
     json_t *json = json_deep_copy(row);
     json_object_del(json, "age");
+    json_object_del(json, "cancel");
     return json;
 }
 
@@ -188,6 +189,32 @@ void operation_end(struct operations *operations, const struct id *id, json_t *r
     pthread_mutex_unlock(&operations->lock);
     event_add(operations->events, "operation.ended", subject, event);
     operations->wake(operations->arg);
+}
+
+bool operation_cancel(struct operations *operations, const char *kind, const char *subject)
+{
+    bool found = false;
+    const char *id;
+    json_t *row;
+    pthread_mutex_lock(&operations->lock);
+    json_object_foreach(operations->running, id, row)
+    {
+        if (strcmp(json_str(row, "kind", ""), kind) != 0 || strcmp(json_str(row, "vm", ""), subject) != 0)
+            continue;
+        json_object_set_new(row, "cancel", json_true());
+        found = true;
+    }
+    pthread_mutex_unlock(&operations->lock);
+    return found;
+}
+
+bool operation_cancelled(struct operations *operations, const struct id *id)
+{
+    char text[ID_TEXT_SIZE];
+    pthread_mutex_lock(&operations->lock);
+    bool cancelled = json_bool(json_object_get(operations->running, id_format(id, text)), "cancel", false);
+    pthread_mutex_unlock(&operations->lock);
+    return cancelled;
 }
 
 /* Locked: references to rows are counted under the lock only. */

@@ -30,6 +30,11 @@ void operation_progress(struct operations *operations, const struct id *id, json
  * effect when it has ended already. */
 void operation_end(struct operations *operations, const struct id *id, json_t *result, const struct err *err);
 
+/* Asks the running operation of that kind and subject to end; false when there is none. Its work looks at
+ * operation_cancelled now and then. */
+bool operation_cancel(struct operations *operations, const char *kind, const char *subject);
+bool operation_cancelled(struct operations *operations, const struct id *id);
+
 /* As the API shows it. -ENOENT. */
 int operation_get(struct operations *operations, const struct id *id, json_t **ret, struct err *err);
 /* Newest first; `subject` may be NULL. */

@@ -59,13 +59,16 @@ static inline void test_host_open(struct test_host *t)
     assert_int_equal(images_open(&t->host, &err), 0);
     assert_int_equal(vms_new(&t->host, &t->host.vms, &err), 0);
     assert_int_equal(pool_new("job", 2, 16, &t->host.jobs, &err), 0);
+    assert_int_equal(pool_new("verify", 1, 16, &t->host.verifies, &err), 0);
     assert_non_null(t->host.qemu = qemu_facts_new("no-such-qemu", "/nonexistent"));
 }
 
 static inline void test_host_close(struct test_host *t)
 {
     assert_true(pool_stop(t->host.jobs, 10000));
+    assert_true(pool_stop(t->host.verifies, 10000));
     pool_free(t->host.jobs);
+    pool_free(t->host.verifies);
     vms_free(t->host.vms);
     qemu_facts_free(t->host.qemu);
     operations_free(t->host.operations);

@@ -74,6 +74,21 @@ static void a_cancelled_end_has_its_own_state(void **state)
     assert_string_equal(json_str(operation, "state", ""), "cancelled");
 }
 
+static void only_the_work_that_is_meant_is_asked_to_end(void **state)
+{
+    struct test_host *t = *state;
+    struct id mine = begin(t, "verify", "web1"), other = begin(t, "verify", "web2"),
+              move = begin(t, "move", "web1");
+    assert_true(operation_cancel(t->host.operations, "verify", "web1"));
+    assert_true(operation_cancelled(t->host.operations, &mine));
+    assert_false(operation_cancelled(t->host.operations, &other));
+    assert_false(operation_cancelled(t->host.operations, &move));
+    _cleanup_json_ json_t *operation = get(t, &mine);
+    assert_null(json_object_get(operation, "cancel")); /* nobody's business */
+    operation_end(t->host.operations, &mine, NULL, NULL);
+    assert_false(operation_cancel(t->host.operations, "verify", "web1"));
+}
+
 static void after_a_kill_moves_go_on_and_own_work_has_failed(void **state)
 {
     struct test_host *t = *state;
@@ -186,6 +201,7 @@ int main(void)
         HOST_TEST(the_same_progress_again_is_no_change),
         HOST_TEST(an_end_is_kept_and_happens_once),
         HOST_TEST(a_cancelled_end_has_its_own_state),
+        HOST_TEST(only_the_work_that_is_meant_is_asked_to_end),
         HOST_TEST(after_a_kill_moves_go_on_and_own_work_has_failed),
         HOST_TEST(a_move_of_a_vm_that_is_gone_has_failed_after_a_kill),
         HOST_TEST(lists_are_newest_first_and_by_subject),
