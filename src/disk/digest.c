@@ -16,6 +16,9 @@
 #include <xxhash.h>
 
 #define ALIGN 4096U /* of direct I/O */
+/* While a direct read is under way ext4 and XFS let no write to the same file begin: a guest's write waits
+ * for a piece at most. */
+#define READ_PIECE (128 * KiB)
 
 struct digester {
     char path[PATH_MAX];
@@ -178,6 +181,22 @@ unsigned digester_extent_blocks(const struct digester *digester, uint64_t extent
     return (unsigned)((extent_size(digester, extent) + DISK_BLOCK - 1) / DISK_BLOCK);
 }
 
+/* Names the block that cannot be read. */
+static int find_unreadable(struct digester *digester, uint64_t offset, uint64_t size, int error,
+                           struct err *err)
+{
+    uint64_t end = offset + size;
+    for (uint64_t at = offset; at < end; at += DISK_BLOCK) {
+        int r = image_read(&digester->image, digester->data, MIN(DISK_BLOCK, end - at), at);
+        if (r < 0)
+            return err_sys(err, r, "block %llu of %s cannot be read", (unsigned long long)(at / DISK_BLOCK),
+                           digester->path);
+    }
+    return err_sys(err, error, "blocks %llu to %llu of %s could not be read at once",
+                   (unsigned long long)(offset / DISK_BLOCK), (unsigned long long)((end - 1) / DISK_BLOCK),
+                   digester->path);
+}
+
 static int read_data(struct digester *digester, uint64_t extent, bool *ret_hole, struct err *err)
 {
     uint64_t offset = extent * DIGEST_EXTENT, size = extent_size(digester, extent);
@@ -186,15 +205,11 @@ static int read_data(struct digester *digester, uint64_t extent, bool *ret_hole,
         memset(digester->data, 0, size);
         return 0;
     }
-    int r = image_read(&digester->image, digester->data, size, offset);
-    if (r == 0)
-        return 0;
-    /* Which block is it? */
-    for (uint64_t at = 0; at < size; at += DISK_BLOCK) {
-        int one = image_read(&digester->image, digester->data + at, MIN(DISK_BLOCK, size - at), offset + at);
-        if (one < 0)
-            return err_sys(err, one, "block %llu of %s cannot be read",
-                           (unsigned long long)((offset + at) / DISK_BLOCK), digester->path);
+    for (uint64_t at = 0; at < size; at += READ_PIECE) {
+        uint64_t piece = MIN(READ_PIECE, size - at);
+        int r = image_read(&digester->image, digester->data + at, piece, offset + at);
+        if (r < 0)
+            return find_unreadable(digester, offset + at, piece, r, err);
     }
     return 0;
 }

@@ -178,6 +178,14 @@ static int agree(struct verifying *v, struct err *err)
     return 0;
 }
 
+static unsigned count_bits(const uint8_t bits[DIGEST_BITS_SIZE])
+{
+    unsigned count = 0;
+    for (size_t i = 0; i < DIGEST_BITS_SIZE; i++)
+        count += (unsigned)__builtin_popcount(bits[i]);
+    return count;
+}
+
 struct sums {
     uint64_t count;
     uint8_t changed[VERIFY_EXTENTS][DIGEST_BITS_SIZE]; /* on either side */
@@ -194,13 +202,16 @@ static json_t *make_question(const struct verifying *v, uint64_t from, const str
     if (!changed)
         return NULL;
     put_le64(key, v->seed);
-    for (uint64_t i = 0; i < count; i++)
+    bool any = false; /* mostly there is nothing to leave out */
+    for (uint64_t i = 0; i < count; i++) {
         hex_format(extents[i].changed, DIGEST_BITS_SIZE, changed + i * DIGEST_BITS_SIZE * 2);
-    return json_pack("{s:s, s:I, s:I, s:s, s:s, s:I, s:I, s:s, s:I, s:b}", "vm", id_format(&v->vm, vm),
+        any |= count_bits(extents[i].changed) > 0;
+    }
+    return json_pack("{s:s, s:I, s:I, s:s, s:s, s:I, s:I, s:s*, s:I, s:b}", "vm", id_format(&v->vm, vm),
                      "disk", (json_int_t)v->index, "generation", (json_int_t)v->upto.generation,
                      "generation_id", id_format(&v->upto.id, generation), "seed",
                      hex_format(key, sizeof key, seed), "from", (json_int_t)from, "count", (json_int_t)count,
-                     "changed", changed, "rate", (json_int_t)v->rate, "detail", detail);
+                     "changed", any ? changed : NULL, "rate", (json_int_t)v->rate, "detail", detail);
 }
 
 static int take_sums(const struct verifying *v, const json_t *answer, uint64_t count, bool detail,
@@ -258,14 +269,6 @@ static void note_difference(struct verifying *v, uint64_t block)
     end_range(v);
     v->range_block = block;
     v->range_count = 1;
-}
-
-static unsigned count_bits(const uint8_t bits[DIGEST_BITS_SIZE])
-{
-    unsigned count = 0;
-    for (size_t i = 0; i < DIGEST_BITS_SIZE; i++)
-        count += (unsigned)__builtin_popcount(bits[i]);
-    return count;
 }
 
 /* Both sides read this extent again, so that what is called different was so twice. */
