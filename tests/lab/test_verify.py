@@ -210,3 +210,18 @@ def test_a_bit_that_flips_on_the_way_of_a_late_block_is_fetched_again(labs, gues
     guest.quiet()
     assert verify(lab.b, guest.name, "a")["equal"]
     check_whole(guest, lab.b)
+
+
+def test_all_disks_of_a_vm_are_compared_and_the_damaged_one_is_named(lab, guests, tmp_path):
+    cdrom = tmp_path / "tools.iso"
+    cdrom.write_bytes(b"tools" * MIB)
+    guest = guests(lab, lab.a, rate=0, options=("--disk", "32M", "--cdrom", cdrom))
+    guest.ask("write 500")
+    move(guest, lab.a, lab.b)
+    files = [disk["file"] for disk in lab.b.vm(guest.name)["disks"]]
+    result = verify(lab.a, guest.name, "b")
+    assert result["equal"] and [disk["file"] for disk in result["disks"]] == files and len(files) == 3
+    flip(lab.a.state / "vms" / guest.name / files[2], 100)
+    result, _ = find_damage(lab.b, guest.name, "a")
+    assert result["differences"] == [{"file": files[2], "block": 100, "count": 1, "offset": 100 * BLOCK}]
+    assert [disk["equal"] for disk in result["disks"]] == [True, True, False]
