@@ -104,10 +104,11 @@ static int parse_count(const char *text, uint64_t *ret, struct err *err)
 static int parse_value(const struct arg_def *option, const char *text, struct arg_value *ret, struct err *err)
 {
     int r = 0;
+    assert(text); /* only flags have none */
     ret->text = text;
     if (option->kind == ARG_COUNT)
         r = parse_count(text, &ret->number, err);
-    else if (option->kind == ARG_SIZE)
+    else if (option->kind == ARG_SIZE || (option->kind == ARG_DISK && text[0] != '/'))
         r = size_parse(text, &ret->number, err);
     else if (option->kind == ARG_RATE)
         r = rate_parse(text, &ret->number, err);
@@ -149,12 +150,12 @@ static int take_option(struct args *args, const struct arg_def *option, const ch
     if (option_named(global_options, option->name, strlen(option->name)) == option)
         return take_global(args, option, text, err);
     struct arg_value *value = &args->options[option - args->verb->options];
-    if (option->many && value->text)
-        return take_further(args, option, text, err);
-    if (option->kind != ARG_FLAG)
-        return parse_value(option, text, value, err);
-    value->text = "";
-    return 0;
+    if (option->kind == ARG_FLAG) {
+        value->text = "";
+        return 0;
+    }
+    return option->many && value->text ? take_further(args, option, text, err)
+                                       : parse_value(option, text, value, err);
 }
 
 static const struct arg_def *find_option(const struct args *args, const char *word, const char **ret_value)

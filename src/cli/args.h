@@ -25,6 +25,7 @@ enum arg_kind {
     ARG_SIZE,     /* "8G" */
     ARG_RATE,     /* "500M" */
     ARG_DURATION, /* "300ms" */
+    ARG_DISK,     /* "8G", or a block device: an absolute path */
     ARG_CHOICE,   /* one of the words in `value`, which are separated by "|" */
     ARG_VM,
     ARG_PEER,
@@ -68,7 +69,8 @@ extern const struct arg_def global_options[];
 
 struct arg_value {
     const char *text; /* NULL when the option was not given; "" for a flag */
-    uint64_t number;  /* of ARG_COUNT, ARG_SIZE (bytes), ARG_RATE (bytes per second), ARG_DURATION (ms) */
+    uint64_t number;  /* of ARG_COUNT, ARG_SIZE and ARG_DISK (bytes), ARG_RATE (bytes per second),
+                         ARG_DURATION (ms) */
 };
 
 /* The second and later values of options that may be given several times, in their order. */

@@ -171,6 +171,7 @@ int cli_set(const struct cli *cli, json_t *body, const char *key, const char *op
     case ARG_FILE:
         return set_file(body, key, text, err);
     case ARG_TEXT:
+    case ARG_DISK:
     case ARG_CHOICE:
     case ARG_VM:
     case ARG_PEER:

@@ -134,6 +134,7 @@ static void propose_values(const struct output *output, const struct line *line,
         propose_choices(output, def->value);
         break;
     case ARG_FILE:
+    case ARG_DISK:
         fputs(":file\n", output->out);
         break;
     case ARG_VM:

@@ -16,17 +16,19 @@ static const char *const members[][2] = {
     {"accel", "accel"},   {"autostart", "autostart"}, {"cdrom", "cdrom"},     {"uefi", "uefi"},
 };
 
-static int set_disks(const struct cli *cli, json_t *body)
+static int set_disks(const struct cli *cli, json_t *body, struct err *err)
 {
-    const struct arg_value *size;
-    json_t *disks = json_array();
-    for (size_t i = 0; (size = args_nth(&cli->args, "disk", i)); i++)
-        json_array_append_new(disks, json_pack("{s:I}", "size", (json_int_t)size->number));
-    if (json_array_size(disks) == 0) {
-        json_decref(disks);
-        return 0;
+    const struct arg_value *value;
+    _cleanup_json_ json_t *disks = json_array();
+    for (size_t i = 0; (value = args_nth(&cli->args, "disk", i)); i++) {
+        bool device = value->text[0] == '/';
+        json_t *disk = device ? json_pack("{s:s}", "device", value->text)
+                              : json_pack("{s:I}", "size", (json_int_t)value->number);
+        if (!disk)
+            return err_set(err, EINVAL, "--disk: the device's name is not UTF-8 text");
+        json_array_append_new(disks, disk);
     }
-    return json_object_set_new(body, "disks", disks);
+    return json_array_size(disks) ? json_object_set(body, "disks", disks) : 0;
 }
 
 /* The n-th --bridge and the n-th --mac are of one card. */
@@ -63,7 +65,7 @@ static int run_create(struct cli *cli, struct err *err)
     for (size_t i = 0; r == 0 && i < ARRAY_SIZE(members); i++)
         r = cli_set(cli, body, members[i][1], members[i][0], err);
     if (r == 0)
-        r = set_disks(cli, body);
+        r = set_disks(cli, body, err);
     if (r == 0)
         r = set_nics(cli, body, err);
     if (r == 0)
@@ -93,9 +95,11 @@ const struct verb verb_create = {
                 {.name = "memory", .kind = ARG_SIZE, .value = "SIZE", .help = "Memory (default: 512M)"},
                 {.name = "cpus", .kind = ARG_COUNT, .value = "N", .help = "Virtual CPUs (default: 1)"},
                 {.name = "disk",
-                 .kind = ARG_SIZE,
-                 .value = "SIZE",
-                 .help = "Size of the disk (default: the image's); once more for each further, empty disk",
+                 .kind = ARG_DISK,
+                 .value = "SIZE|DEVICE",
+                 .help =
+                     "Size of the disk (default: the image's), or a block device; once more for each further "
+                     "disk",
                  .many = true},
                 {.name = "bridge",
                  .kind = ARG_TEXT,

@@ -13,6 +13,7 @@ static const struct view view_disks = {
                                        {"allocated", "TAKES", COLUMN_BYTES},
                                        {"generation", "GENERATION", COLUMN_COUNT},
                                        {"image", "IMAGE"},
+                                       {"device", "DEVICE"},
                                        {0}},
 };
 

@@ -57,8 +57,8 @@ static int mark_data(const struct image *image, struct genmap *map)
     return r < 0 ? r : genmap_sync(map);
 }
 
-static int create_map(const char *path, const struct image *image, const struct id *disk, uint32_t current,
-                      struct id *ret_map, struct err *err)
+static int create_map(const char *path, const struct image *image, const struct image *data,
+                      const struct id *disk, uint32_t current, struct id *ret_map, struct err *err)
 {
     char side[PATH_MAX];
     int r = side_path(path, SUFFIX_MAP, side, err);
@@ -71,7 +71,7 @@ static int create_map(const char *path, const struct image *image, const struct 
     if (r < 0)
         return r;
     *ret_map = map.header.map;
-    r = mark_data(image, &map);
+    r = data ? mark_data(data, &map) : 0;
     return r < 0 ? err_sys(err, r, "cannot write the generation map %s", side) : 0;
 }
 
@@ -92,13 +92,13 @@ static int create_lineage(const char *path, const struct image *image, const str
     return r < 0 ? r : file_replace(side, bytes, size, 0600, err);
 }
 
-static int make_side_files(const char *path, const struct image *image, const struct id *base,
-                           struct err *err)
+static int make_side_files(const char *path, const struct image *image, const struct image *data,
+                           const struct id *base, struct err *err)
 {
     char side[PATH_MAX];
     struct id disk = id_random(), map;
     /* Generation 1 is what is there already; the lineage's next is never below current. */
-    int r = create_map(path, image, &disk, base ? 2 : 1, &map, err);
+    int r = create_map(path, image, data, &disk, base ? 2 : 1, &map, err);
     if (r == 0)
         r = side_path(path, SUFFIX_INTENT, side, err);
     if (r == 0)
@@ -108,11 +108,12 @@ static int make_side_files(const char *path, const struct image *image, const st
     return r < 0 ? r : create_lineage(path, image, &disk, base, err);
 }
 
-int side_files_create(const char *path, const struct image *image, const struct id *base, struct err *err)
+int side_files_create(const char *path, const struct image *image, const struct image *data,
+                      const struct id *base, struct err *err)
 {
     int r = remove_side_files(path, err);
     if (r == 0)
-        r = make_side_files(path, image, base, err);
+        r = make_side_files(path, image, data, base, err);
     if (r < 0)
         (void)remove_side_files(path, NULL); /* the first error is the one to tell */
     return r;
@@ -160,15 +161,21 @@ static int copy_data(const struct image *base, int to)
     return r;
 }
 
+static int open_base(const char *base, uint64_t size, struct image *ret, struct err *err)
+{
+    int r = image_open(base, true, false, ret, err);
+    if (r == 0 && ret->size > size)
+        r = err_set(err, EINVAL, "the base image %s has %llu bytes, more than the disk's %llu", base,
+                    (unsigned long long)ret->size, (unsigned long long)size);
+    return r;
+}
+
 static int copy_base(const char *base, uint64_t size, int to, struct err *err)
 {
     _cleanup_(image_done) struct image image = IMAGE_NONE;
-    int r = image_open(base, true, false, &image, err);
+    int r = open_base(base, size, &image, err);
     if (r < 0)
         return r;
-    if (image.size > size)
-        return err_set(err, EINVAL, "the base image %s has %llu bytes, more than the disk's %llu", base,
-                       (unsigned long long)image.size, (unsigned long long)size);
     r = copy_data(&image, to);
     return r < 0 ? err_sys(err, r, "cannot copy the base image %s", base) : 0;
 }
@@ -219,7 +226,7 @@ static int publish(const char *path, const struct image *image, const struct id 
 {
     int r = check_absent(path, err);
     if (r == 0)
-        r = side_files_create(path, image, base_hash, err);
+        r = side_files_create(path, image, image, base_hash, err);
     if (r < 0)
         return r;
     r = give_name(image->fd, path, err);
@@ -228,11 +235,57 @@ static int publish(const char *path, const struct image *image, const struct id 
     return r;
 }
 
+/* --- a new disk on a block device ---------------------------------------------------------------------- */
+
+static bool is_device(const char *path)
+{
+    struct stat st;
+    return stat(path, &st) == 0 && S_ISBLK(st.st_mode);
+}
+
+/* The device is ours alone while `device` is open. */
+static int open_device(const char *path, uint64_t size, struct image *device, struct err *err)
+{
+    char side[PATH_MAX];
+    int r = side_path(path, SUFFIX_LINEAGE, side, err);
+    if (r < 0)
+        return r;
+    if (access(side, F_OK) == 0)
+        return err_set(err, EEXIST, "%s is a disk already", path);
+    r = image_open(path, false, false, device, err);
+    if (r == 0 && device->size != size)
+        r = err_set(err, EINVAL, "the block device %s has %llu bytes, the disk %llu", path,
+                    (unsigned long long)device->size, (unsigned long long)size);
+    return r;
+}
+
+/* What a disk has never been written to reads as zeroes, on a device too. */
+static int create_on_device(const char *path, uint64_t size, const char *base, const struct id *base_hash,
+                            struct err *err)
+{
+    _cleanup_(image_done) struct image device = IMAGE_NONE, image = IMAGE_NONE;
+    int r = open_device(path, size, &device, err);
+    if (r == 0 && base)
+        r = open_base(base, size, &image, err);
+    if (r < 0)
+        return r;
+    r = image_punch(&device, size, 0, false);
+    if (r == 0 && base)
+        r = copy_data(&image, device.fd);
+    if (r == 0)
+        r = image_sync(&device);
+    if (r < 0)
+        return err_sys(err, r, "cannot write the block device %s", path);
+    return side_files_create(path, &device, base ? &image : NULL, base ? base_hash : NULL, err);
+}
+
 int disk_create(const char *path, uint64_t size, const char *base, const struct id *base_hash,
                 struct err *err)
 {
     if (size == 0 || size % 512 != 0 || size > INT64_MAX)
         return err_set(err, EINVAL, "a disk has a multiple of 512 bytes, not %llu", (unsigned long long)size);
+    if (is_device(path))
+        return create_on_device(path, size, base, base_hash, err);
     int r = check_absent(path, err); /* again under the lock; this one saves the copying */
     if (r < 0)
         return r;

@@ -59,7 +59,7 @@ static int load_or_init(struct disk *disk, bool init, struct err *err)
         return err_sys(err, errno, "cannot lock %s to make its side files", disk->path);
     r = load_lineage(disk, err); /* one may just have done it */
     if (r == -ENOENT)
-        r = side_files_create(disk->path, &disk->image, NULL, err);
+        r = side_files_create(disk->path, &disk->image, &disk->image, NULL, err);
     flock(disk->image.fd, LOCK_UN);
     return r < 0 || disk->lineage ? r : load_lineage(disk, err);
 }

@@ -42,7 +42,11 @@ enum disk_open_flags {
 /* Makes a new image at `path` of `size` bytes (a multiple of 512) and its side files. `base` (may be NULL) is
  * a raw base image whose data is copied without its holes, its blocks becoming generation 1 with `base_hash`
  * (first 16 bytes of the SHA-256) as that generation's id. -EEXIST when the image is there. On failure
- * nothing is left behind. */
+ * nothing is left behind.
+ *
+ * Where `path` is a symbolic link to a block device that is no disk of ours yet, the disk is made on that
+ * device, which must have `size` bytes: all that it held is overwritten with zeroes and the base. -EBUSY when
+ * something else uses it. A failure leaves the device without side files, and parts of it overwritten. */
 int disk_create(const char *path, uint64_t size, const char *base, const struct id *base_hash,
                 struct err *err);
 

@@ -67,9 +67,11 @@ struct disk {
 #define SUFFIX_MISSING ".missing"
 int side_path(const char *image, const char *suffix, char ret[PATH_MAX], struct err *err);
 
-/* create.c: makes the side files of an image that has none. Blocks with data become generation 1. `base` may
- * be NULL. The caller keeps others out. */
-int side_files_create(const char *path, const struct image *image, const struct id *base, struct err *err);
+/* create.c: makes the side files of an image that has none. Blocks where `data`, which is the image itself or
+ * what it was made from, has data become generation 1; NULL: the image is all zeroes. `base` may be NULL. The
+ * caller keeps others out. */
+int side_files_create(const char *path, const struct image *image, const struct image *data,
+                      const struct id *base, struct err *err);
 
 /* generation.c, under control: raises the current generation durably, then waits for the writes of the old
  * one. */

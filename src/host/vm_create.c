@@ -167,9 +167,10 @@ static int merge_list(const json_t *body, const char *key, const char *const mem
 }
 
 /* The request's image is the first disk's; each disk gets its file name. */
-static int set_disks(struct host *host, const json_t *body, json_t *config, struct err *err)
+static int set_disks(struct creation *c, const struct request *request, json_t *config, struct err *err)
 {
-    static const char *const members[] = {"size", NULL};
+    static const char *const members[] = {"size", "device", NULL};
+    const json_t *body = request->body;
     json_t *disks, *disk, *image = json_object_get(body, "image");
     size_t index;
     int r = merge_list(body, "disks", members, config, &disks, err);
@@ -188,7 +189,9 @@ static int set_disks(struct host *host, const json_t *body, json_t *config, stru
         snprintf(file, sizeof file, "disk%zu.raw", index);
         json_object_set_new(disk, "file", json_string(file));
         if (r == 0)
-            r = resolve_image(host, disk, err);
+            r = vm_media_take_device(&c->media, c->host, &request->credentials, index, disk, err);
+        if (r == 0)
+            r = resolve_image(c->host, disk, err);
     }
     return r;
 }
@@ -211,8 +214,9 @@ static int set_nics(const json_t *body, json_t *config, struct err *err)
     return 0;
 }
 
-static int build_config(struct creation *c, const json_t *body, struct err *err)
+static int build_config(struct creation *c, const struct request *request, struct err *err)
 {
+    const json_t *body = request->body;
     static const char *const plain[] = {"memory", "cpus", "append", "machine", "cpu", "accel", "autostart"};
     const json_t *given = json_object_get(body, "config");
     char id[ID_TEXT_SIZE];
@@ -237,7 +241,7 @@ static int build_config(struct creation *c, const json_t *body, struct err *err)
         json_object_set_new(config, "initrd", json_string("initrd"));
     int r = set_nics(body, config, err);
     if (r == 0)
-        r = set_disks(c->host, body, config, err);
+        r = set_disks(c, request, config, err);
     if (r == 0)
         vm_media_add_disks(&c->media, json_object_get(config, "disks"));
     if (r == 0)
@@ -354,7 +358,7 @@ static int prepare(struct creation *c, const struct request *request, struct err
     if (r == 0)
         r = vm_media_open(&c->media, c->host, request, err);
     if (r == 0)
-        r = build_config(c, request->body, err);
+        r = build_config(c, request, err);
     if (r == 0)
         r = check_config(c->config, err);
     if (r == 0)

@@ -7,6 +7,7 @@
 #include "host/caller.h"
 #include "host/image.h"
 #include "host/image_copy.h"
+#include "host/vm.h"
 #include "vmm/firmware.h"
 
 #include <errno.h>
@@ -76,8 +77,63 @@ int vm_media_open(struct vm_media *media, struct host *host, const struct reques
     return r;
 }
 
+/* A stopped VM does not hold its device. */
+static int check_no_other_vm(struct host *host, dev_t device, struct err *err)
+{
+    _cleanup_free_ char(*names)[VM_NAME_SIZE] = NULL;
+    _cleanup_free_ struct vm_config *config = malloc(sizeof *config);
+    size_t count = 0;
+    int r = config ? vm_names(host->vms, &names, &count, err) : err_set(err, ENOMEM, "out of memory");
+    for (size_t i = 0; r == 0 && i < count; i++) {
+        char dir[PATH_MAX], path[PATH_MAX + sizeof config->disks->file + 1];
+        struct err unused;
+        struct stat st;
+        vm_dir(host, names[i], dir);
+        if (vm_config_load(dir, config, &unused) < 0)
+            continue;
+        for (size_t d = 0; r == 0 && d < config->disk_count; d++) {
+            snprintf(path, sizeof path, "%s/%s", dir, config->disks[d].file);
+            if (stat(path, &st) == 0 && S_ISBLK(st.st_mode) && st.st_rdev == device)
+                r = err_set(err, EBUSY, "the VM \"%s\" has this block device as %s", names[i],
+                            config->disks[d].file);
+        }
+    }
+    return r;
+}
+
+int vm_media_take_device(struct vm_media *media, struct host *host, const struct credentials *caller,
+                         size_t index, json_t *disk, struct err *err)
+{
+    const char *path = NULL;
+    uint64_t size = 0, wanted;
+    dev_t device = 0;
+    int r = body_string(disk, "device", &path, err);
+    if (r < 0 || !path || index >= VM_MAX_DISKS)
+        return r;
+    r = caller_check_device(caller, path, &size, &device, err);
+    if (r == 0)
+        r = check_no_other_vm(host, device, err);
+    wanted = size;
+    if (r == 0)
+        r = body_number(disk, "size", 1, INT64_MAX, &wanted, err);
+    if (r < 0)
+        return r;
+    if (wanted != size)
+        return err_set(err, EINVAL, "disk %zu: the block device %.300s has %llu bytes, and no other size",
+                       index, path, (unsigned long long)size);
+    free(media->devices[index]);
+    media->devices[index] = strdup(path);
+    if (!media->devices[index])
+        return err_set(err, ENOMEM, "out of memory");
+    json_object_del(disk, "device");
+    json_object_set_new(disk, "size", json_integer((json_int_t)size));
+    return 0;
+}
+
 void vm_media_done(struct vm_media *media)
 {
+    for (size_t i = 0; i < VM_MAX_DISKS; i++)
+        free(media->devices[i]);
     close_cleanup(&media->kernel);
     close_cleanup(&media->initrd);
     close_cleanup(&media->cdrom);
@@ -132,11 +188,23 @@ static int id_of_hash(const char *hash, struct id *ret)
     return id_parse(half, ret);
 }
 
+/* Without a base image the device's content is the disk's. */
+static int adopt_device(const char *path, struct err *err)
+{
+    struct disk *disk;
+    int r = disk_open(path, DISK_INIT, &disk, err);
+    return r < 0 ? r : disk_close(disk, err);
+}
+
 static int create_plain(const struct filling *filling, const char *path, const struct vm_disk *disk,
-                        struct err *err)
+                        const char *device, struct err *err)
 {
     char base[PATH_MAX];
     struct id hash;
+    if (device && symlink(device, path) < 0)
+        return err_sys(err, errno, "cannot make the link %s", path);
+    if (device && !disk->image[0])
+        return adopt_device(path, err);
     if (!disk->image[0])
         return disk_create(path, disk->size, NULL, NULL, err);
     int r = id_of_hash(disk->image, &hash);
@@ -190,14 +258,14 @@ static int create_uefi_vars(const struct filling *filling, const char *path, con
     return disk_create(path, disk->size, from, NULL, err);
 }
 
-static int create_disk(struct filling *filling, struct vm_disk *disk, struct err *err)
+static int create_disk(struct filling *filling, struct vm_disk *disk, const char *device, struct err *err)
 {
     char path[PATH_MAX];
     if (snprintf(path, sizeof path, "%s/%s", filling->dir, disk->file) >= (int)sizeof path)
         return err_set(err, ENAMETOOLONG, "path too long: %s", filling->dir);
     switch (disk->type) {
     case VM_DISK_PLAIN:
-        return create_plain(filling, path, disk, err);
+        return create_plain(filling, path, disk, device, err);
     case VM_DISK_CDROM:
         return create_cdrom(filling, path, disk, err);
     case VM_DISK_UEFI_VARS:
@@ -217,7 +285,7 @@ int vm_media_fill(const struct vm_media *media, struct host *host, const char *d
         filling.total += config->disks[i].size;
     for (size_t i = 0; r == 0 && i < config->disk_count; i++) {
         tell(arg, "disk", filling.done, filling.total);
-        r = create_disk(&filling, &config->disks[i], err);
+        r = create_disk(&filling, &config->disks[i], media->devices[i], err);
         filling.done += config->disks[i].size;
     }
     return r;

@@ -12,6 +12,7 @@
 struct vm_media {
     int kernel, initrd, cdrom, uefi_vars; /* -1 = none */
     uint64_t cdrom_size, uefi_vars_size;  /* bytes */
+    char *devices[VM_MAX_DISKS];          /* the block device that this disk is on; NULL = a file */
 };
 
 #define VM_MEDIA_NONE                                            \
@@ -22,6 +23,10 @@ struct vm_media {
 
 /* Opens what the request names, and looks whether it will do. */
 int vm_media_open(struct vm_media *media, struct host *host, const struct request *request, struct err *err);
+/* Where an entry of the "disks" has a "device": looks whether the caller may use it, keeps it, and puts its
+ * size in the place of that member. */
+int vm_media_take_device(struct vm_media *media, struct host *host, const struct credentials *caller,
+                         size_t index, json_t *disk, struct err *err);
 void vm_media_done(struct vm_media *media);
 /* Appends their entries to the "disks" of a vm.json to be. */
 void vm_media_add_disks(const struct vm_media *media, json_t *disks);

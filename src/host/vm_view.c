@@ -22,13 +22,20 @@ struct parts {
     bool lives;     /* an orai-vm runs, but does not answer */
 };
 
-static uint64_t allocated(const char *dir, const char *file)
+/* What a disk takes; one on a block device takes all of it, and says which. */
+static void put_storage(const char *dir, const struct vm_disk *disk, json_t *json)
 {
-    char path[PATH_MAX];
+    char path[PATH_MAX], device[PATH_MAX] = "";
     struct stat st;
-    if (snprintf(path, sizeof path, "%s/%s", dir, file) >= (int)sizeof path || stat(path, &st) < 0)
-        return 0;
-    return (uint64_t)st.st_blocks * 512;
+    uint64_t allocated = 0;
+    if (snprintf(path, sizeof path, "%s/%s", dir, disk->file) < (int)sizeof path) {
+        ssize_t length = readlink(path, device, sizeof device - 1);
+        device[MAX(length, 0)] = '\0';
+        if (stat(path, &st) == 0)
+            allocated = S_ISBLK(st.st_mode) ? disk->size : (uint64_t)st.st_blocks * 512;
+    }
+    json_object_set_new(json, "allocated", json_integer((json_int_t)allocated));
+    json_object_set_new(json, "device", device[0] ? json_string(device) : json_null());
 }
 
 static const json_t *status_disk(const json_t *status, const char *file)
@@ -46,9 +53,9 @@ static json_t *disks_json(const struct parts *p)
     for (size_t i = 0; p->config && i < p->config->disk_count; i++) {
         const struct vm_disk *disk = &p->config->disks[i];
         json_t *json =
-            json_pack("{s:s, s:s, s:I, s:s?, s:I}", "file", disk->file, "type", vm_disk_type_name(disk->type),
-                      "size", (json_int_t)disk->size, "image", disk->image[0] ? disk->image : NULL,
-                      "allocated", (json_int_t)allocated(p->dir, disk->file));
+            json_pack("{s:s, s:s, s:I, s:s?}", "file", disk->file, "type", vm_disk_type_name(disk->type),
+                      "size", (json_int_t)disk->size, "image", disk->image[0] ? disk->image : NULL);
+        put_storage(p->dir, disk, json);
         const json_t *live = status_disk(p->status, disk->file);
         if (json_is_integer(json_object_get(live, "generation")))
             json_object_set(json, "generation", json_object_get(live, "generation"));

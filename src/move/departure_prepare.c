@@ -160,8 +160,9 @@ static int send_prepare(struct departure *departure, const struct travelling_fil
     for (size_t i = 0; i < departure_disks(departure); i++) {
         struct stat st;
         if (fstat(disk_fd(machine_disk(departure->machine, i)), &st) == 0)
-            full += S_ISREG(st.st_mode) ? (uint64_t)st.st_blocks * 512
-                                        : disk_size(machine_disk(departure->machine, i));
+            full += S_ISREG(st.st_mode)
+                        ? (uint64_t)st.st_blocks * 512
+                        : disk_count(machine_disk(departure->machine, i), 0, UINT32_MAX) * DISK_BLOCK;
     }
     departure->numbers.disk_full = full;
     _cleanup_json_ json_t *prepare = json_pack("{s:o, s:o, s:I, s:b, s:s}", "config",

@@ -33,7 +33,7 @@ def vm(name="web1", **members):
             "forked": False, "peer": None, "reason": None, "qemu_pid": 4711, "memory": 1 << 30, "cpus": 2,
             "machine": "pc-q35-7.2", "cpu": "x86-64-v2", "accel": "auto", "autostart": False,
             "uefi": False,
-            "disks": [{"file": "disk0.raw", "type": "disk", "size": 8 << 30, "image": None, "allocated": 5 << 20, "generation": 7}],
+            "disks": [{"file": "disk0.raw", "type": "disk", "size": 8 << 30, "image": None, "allocated": 5 << 20, "device": None, "generation": 7}],
             "nics": [{"bridge": "br0", "mac": "52:54:00:00:00:01"}], "folder": "/var/lib/orai/vms/web1", "move": None,
             **members}
 
@@ -297,7 +297,7 @@ def test_create_sends_what_was_asked_for_and_nothing_else(oraid, tmp_path):
     config.write_text('{"machine": "pc-q35-7.2"}')
     oraid.on("POST", "/v1/vms", operation("done", kind="vm-create", result=vm()), 202)
     assert orai(oraid, "create", "web1").returncode == 0
-    done = orai(oraid, "create", "web1", "--image", "debian12", "--memory", "1G", "--cpus", "2", "--disk", "8G", "--disk=20G",
+    done = orai(oraid, "create", "web1", "--image", "debian12", "--memory", "1G", "--cpus", "2", "--disk", "8G", "--disk=20G", "--disk", "/dev/vg0/data",
                 "--bridge", "br0", "--mac", "52:54:00:00:00:01", "--bridge", "br1", "--cdrom", "/bin/sh", "--uefi",
                 "--kernel", "/bin/sh", "--initrd", "/bin/sh", "--append", "quiet",
                 "--config", str(config))
@@ -306,7 +306,7 @@ def test_create_sends_what_was_asked_for_and_nothing_else(oraid, tmp_path):
     assert oraid.asked("POST", "/v1/vms") == [
         {"name": "web1"},
         {"name": "web1", "image": "debian12", "memory": 1 << 30, "cpus": 2,
-         "disks": [{"size": 8 << 30}, {"size": 20 << 30}],
+         "disks": [{"size": 8 << 30}, {"size": 20 << 30}, {"device": "/dev/vg0/data"}],
          "nics": [{"bridge": "br0", "mac": "52:54:00:00:00:01"}, {"bridge": "br1"}],
          "cdrom": kernel, "uefi": True, "kernel": kernel, "initrd": kernel, "append": "quiet",
          "config": {"machine": "pc-q35-7.2"}}]

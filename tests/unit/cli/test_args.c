@@ -95,6 +95,17 @@ static void an_option_for_many_things_keeps_all_values_in_order(void **state)
     assert_int_equal(args_number(&args, "cpus", 1), 2); /* of any other option the last one counts */
 }
 
+static void a_disk_is_a_size_or_a_device(void **state)
+{
+    struct args args;
+    struct err err = ERR_NONE;
+    (void)state;
+    assert_int_equal(PARSE(&args, NULL, "create", "x", "--disk", "1G", "--disk", "/dev/vg0/x"), 0);
+    assert_int_equal(args_nth(&args, "disk", 0)->number, 1 << 30);
+    assert_string_equal(args_nth(&args, "disk", 1)->text, "/dev/vg0/x");
+    assert_refused(PARSE(&args, &err, "create", "x", "--disk", "vg0/x"), &err, "--disk");
+}
+
 static void too_many_values_are_refused(void **state)
 {
     const char *words[3 + ARGS_MAX_FURTHER + 3] = {"orai", "create", "x"};
@@ -222,6 +233,7 @@ int main(void)
         cmocka_unit_test(words_after_two_dashes_are_operands),
         cmocka_unit_test(short_options_work),
         cmocka_unit_test(an_option_for_many_things_keeps_all_values_in_order),
+        cmocka_unit_test(a_disk_is_a_size_or_a_device),
         cmocka_unit_test(too_many_values_are_refused),
         cmocka_unit_test(a_group_needs_its_second_word),
         cmocka_unit_test(unknown_words_are_refused),

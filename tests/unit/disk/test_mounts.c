@@ -218,6 +218,58 @@ static void test_a_block_device_behind_a_link(void **state)
     assert_int_equal(access(in_folder("d.map"), F_OK), -1);
 }
 
+static void test_a_new_disk_on_a_device_overwrites_what_it_held(void **state)
+{
+    static const struct id hash = {{0xba, 0x5e}};
+    static char old[MiB], back[MiB];
+    char device[32];
+    _cleanup_close_ int held = attach(device);
+    require(held >= 0, "cannot attach a loop device");
+    memset(old, 'o', sizeof old);
+    for (uint64_t at = 0; at < 16 * MiB; at += sizeof old)
+        assert_int_equal(pwrite(held, old, sizeof old, (off_t)at), sizeof old);
+    int base = open(in_folder("base"), O_RDWR | O_CREAT | O_CLOEXEC, 0600);
+    assert_int_equal(ftruncate(base, 4 * MiB), 0);
+    assert_int_equal(pwrite(base, "base", 4, MiB), 4);
+    close(base);
+    assert_int_equal(symlink(device, in_folder("d")), 0);
+
+    assert_ok(disk_create(in_folder("d"), 16 * MiB, in_folder("base"), &hash, &err));
+    assert_int_equal(disk_create(in_folder("d"), 16 * MiB, NULL, NULL, NULL), -EEXIST);
+    struct disk *disk = open_disk(in_folder("d"), 0);
+    assert_int_equal(disk_count(disk, 0, UINT32_MAX), 1); /* the base's data; zeroes are never sent */
+    for (uint64_t at = 0; at < 16 * MiB; at += sizeof back) {
+        memset(old, 0, sizeof old);
+        memcpy(old, "base", at == MiB ? 4 : 0);
+        assert_int_equal(disk_read(disk, back, sizeof back, at), 0);
+        assert_memory_equal(back, old, sizeof back);
+    }
+    close_disk(disk);
+
+    assert_ok(disk_remove(in_folder("d"), &err));
+    assert_ok(disk_create(in_folder("d"), 16 * MiB, NULL, NULL, &err));
+    disk = open_disk(in_folder("d"), 0);
+    assert_int_equal(disk_count(disk, 0, UINT32_MAX), 0);
+    memset(old, 0, sizeof old);
+    assert_int_equal(disk_read(disk, back, sizeof back, MiB), 0);
+    assert_memory_equal(back, old, sizeof back);
+    close_disk(disk);
+}
+
+static void test_a_device_of_another_size_is_refused_and_kept(void **state)
+{
+    char device[32], back[4];
+    _cleanup_close_ int held = attach(device);
+    require(held >= 0, "cannot attach a loop device");
+    assert_int_equal(pwrite(held, "kept", 4, 0), 4);
+    assert_int_equal(symlink(device, in_folder("d")), 0);
+    assert_int_equal(disk_create(in_folder("d"), 8 * MiB, NULL, NULL, NULL), -EINVAL);
+    assert_int_equal(disk_create(in_folder("d"), 32 * MiB, NULL, NULL, NULL), -EINVAL);
+    assert_int_equal(pread(held, back, 4, 0), 4);
+    assert_memory_equal(back, "kept", 4);
+    assert_int_equal(access(in_folder("d.lineage"), F_OK), -1);
+}
+
 static void test_a_block_device_in_use_is_refused(void **state)
 {
     char device[32];
@@ -228,6 +280,7 @@ static void test_a_block_device_in_use_is_refused(void **state)
     assert_true(exclusive >= 0);
     struct disk *disk;
     assert_int_equal(disk_open(in_folder("d"), DISK_INIT, &disk, NULL), -EBUSY);
+    assert_int_equal(disk_create(in_folder("d"), 16 * MiB, NULL, NULL, NULL), -EBUSY);
     close(exclusive);
 }
 
@@ -242,6 +295,10 @@ int main(void)
         cmocka_unit_test_setup_teardown(test_creating_on_a_full_disk_leaves_nothing, setup_tmpfs,
                                         teardown_tmpfs),
         cmocka_unit_test_setup_teardown(test_a_block_device_behind_a_link, setup_folder, drop_folder),
+        cmocka_unit_test_setup_teardown(test_a_new_disk_on_a_device_overwrites_what_it_held, setup_folder,
+                                        drop_folder),
+        cmocka_unit_test_setup_teardown(test_a_device_of_another_size_is_refused_and_kept, setup_folder,
+                                        drop_folder),
         cmocka_unit_test_setup_teardown(test_a_block_device_in_use_is_refused, setup_folder, drop_folder),
     };
     return cmocka_run_group_tests_name("disk mounts", tests, NULL, NULL);

@@ -11,6 +11,7 @@
 
 #include <fcntl.h>
 #include <sys/stat.h>
+#include <sys/sysmacros.h>
 
 static atomic_int counter;
 
@@ -180,6 +181,25 @@ static void only_files_and_block_devices_are_opened(void **state)
     assert_int_equal(fd, -1);
 }
 
+static void a_device_is_for_those_who_may_write_to_it(void **state)
+{
+    struct test_host *t = *state;
+    struct credentials nobody = {getpid(), 65534, 65534}, root = {getpid(), 0, 0};
+    struct err err;
+    char path[128];
+    uint64_t size = 1;
+    dev_t device;
+    if (getuid() != 0)
+        skip(); /* only root can make a device, and act for others */
+    snprintf(path, sizeof path, "%s/device", t->dir);
+    assert_int_equal(chmod(t->dir, 0755), 0);
+    assert_int_equal(mknod(path, S_IFBLK | 0600, makedev(7, 0)), 0);
+    assert_int_equal(caller_check_device(&nobody, path, &size, &device, &err), -EACCES);
+    assert_int_equal(caller_check_device(&root, "/dev/zero", &size, &device, &err), -EINVAL);
+    assert_int_equal(caller_check_device(&root, "dev/loop0", &size, &device, &err), -EINVAL);
+    assert_int_equal(size, 1);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -191,6 +211,7 @@ int main(void)
         cmocka_unit_test(relative_folders_become_absolute),
         HOST_TEST(a_caller_reads_what_it_may_and_no_more),
         HOST_TEST(only_files_and_block_devices_are_opened),
+        HOST_TEST(a_device_is_for_those_who_may_write_to_it),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
