@@ -9,6 +9,7 @@ import zlib
 import netns
 import pytest
 from host import MIB, ApiError, OraiError
+from test_postcopy import switch, whole
 from test_qemu10 import new_qemu  # noqa: F401, a fixture
 from tiny import Pulse, same_content
 
@@ -128,6 +129,25 @@ def test_a_uefi_machine_moves_there_and_back_under_load(lab, guests, tmp_path):
 
 def test_a_uefi_machine_moves_between_different_qemus(labs, guests, tmp_path, new_qemu):
     whole_machine_there_and_back(labs("a", "b", qemus={"b": new_qemu}), guests, tmp_path, uefi=True)
+
+
+def test_a_uefi_machine_is_there_before_its_disks(lab, guests, tmp_path):
+    cdrom, crc = make_cdrom(tmp_path, 8 * MIB)
+    guest = guests(lab, lab.a, memory="160M", rate=0, options=["--disk", "128M", "--cdrom", cdrom, "--uefi"])
+    guest.ask("write 2000")
+    result = switch(guest, lab.a, lab.b)
+    assert result["disk_bytes"] < 200_000
+    assert guest.ask("crc /dev/sr0")["crc32"] == crc, "read while the CD-ROM is still on its way"
+    guest.ask("write 200")
+    whole(lab.b, guest, lab.a)
+    guest.quiet()
+    _, disks = move(guest, lab.b, lab.a)
+    assert {disk["base"] for disk in disks.values()} == {"replica"}
+    assert disks["cdrom.raw"]["bytes"] == 0
+    check_equal(guest, lab.a, lab.b)
+    last = guest.power_off(lab.a)
+    guest.check_records(lab.a, last["durable"], last["written"])
+    guest.check_records(lab.a, last["second"]["durable"], last["second"]["written"], disk=1)
 
 
 def test_a_cdrom_that_the_destination_has_as_an_image_is_not_sent(lab, guests, tmp_path):
