@@ -715,6 +715,28 @@ def test_a_vm_moves_there_and_back(peers):
     assert "vm.moved" in types and "vm.arrived" in types
 
 
+def test_two_copies_are_compared_by_hashes(peers):
+    a, b = peers
+    make_vm(a)
+    a.ask("POST", "/v1/vms/web1/start").ok()
+    a.do("POST", "/v1/vms/web1/move", {"to": "b"})
+    result = b.do("POST", "/v1/vms/web1/verify", {"against": "a"})
+    assert result["equal"] and result["different"] == 0
+    assert b.ask("POST", "/v1/vms/web1/verify", {"against": "b"}).status == 400
+    assert b.ask("POST", "/v1/vms/web1/verify", {"against": "c"}).status == 404
+
+    copy = ask(b.as_peer(a), "GET", "/v1/vms/web1/copy?disk=0").ok()
+    lineage = bytes.fromhex(copy["lineage"])
+    entry = lineage[64 + 96 * (int.from_bytes(lineage[52:56], "little") - 1):][:24]  # the newest: docs/formats.md
+    wanted = {"vm": copy["vm"], "disk": 0, "generation": int.from_bytes(entry[:4], "little"),
+              "generation_id": entry[8:24].hex(), "seed": "00" * 8, "from": 0, "count": 1}
+    hashes = ask(b.as_peer(a), "POST", "/v1/vms/web1/hashes", wanted).ok()
+    assert hashes["count"] == 1 and len(hashes["sums"]) == 32
+    assert ask(b.as_peer(a), "POST", "/v1/vms/web1/hashes", {**wanted, "seed": "01" * 8}).ok()["sums"] != hashes["sums"]
+    assert ask(b.as_peer(a), "POST", "/v1/vms/web1/hashes", {**wanted, "count": 1025}).status == 400
+    assert a.ask("POST", "/v1/vms/web1/hashes", wanted).status == 403  # peers only
+
+
 def test_moves_that_cannot_be_are_refused(peers):
     a, b = peers
     make_vm(a)
