@@ -9,8 +9,9 @@
 #include <string.h>
 
 #define MAX_UNDER_WAY 256
-#define WINDOW_MIN (512 * KiB)
+#define WINDOW_MIN (128 * KiB)
 #define WINDOW_MAX (16 * MiB)
+#define QUEUE_NS (2 * NSEC_PER_MSEC)        /* what the rest may add to the way of what somebody waits for */
 #define STREAMS 8                           /* places where the guest reads on and on, per disk */
 #define AHEAD_MIN 32U                       /* blocks, doubled at each step */
 #define AHEAD_MAX 256U                      /* 1 MiB */
@@ -258,8 +259,8 @@ static bool next_rest(struct fetch_order *order, struct wire_fetch *ret)
 
 static uint64_t window(const struct fetch_order *order)
 {
-    double product = order->best_rate * (double)order->shortest / NSEC_PER_SEC;
-    return MIN(MAX((uint64_t)(2 * product) + 256 * KiB, WINDOW_MIN), WINDOW_MAX);
+    double seconds = (double)(order->shortest + QUEUE_NS) / NSEC_PER_SEC;
+    return MIN(MAX((uint64_t)(order->best_rate * seconds), WINDOW_MIN), WINDOW_MAX);
 }
 
 bool fetch_order_next(struct fetch_order *order, int64_t now, struct wire_fetch *ret, bool *ret_urgent,

@@ -4,9 +4,9 @@
  * order). Knows no network and no clock: its owner sends what it says, tells it what was answered and when.
  * One thread at a time.
  *
- * How much: what nobody waits for keeps about two bandwidth-delay products under way, measured as the best
- * rate and the shortest answer of late (the idea of BBR: Cardwell et al., "BBR: Congestion-Based Congestion
- * Control", ACM Queue 14/5, 2016), so that the path is full and its queue is short.
+ * How much: what nobody waits for keeps one bandwidth-delay product under way, measured as the best rate and
+ * the shortest answer of late, and two milliseconds' worth more, so that the path is full and its queue is
+ * short (the idea of BBR: Cardwell et al., "BBR: Congestion-Based Congestion Control", ACM Queue 14/5, 2016).
  */
 #pragma once
 
@@ -15,7 +15,7 @@
 #include "wire/frame.h"
 
 #define FETCH_URGENT_MAX 64U  /* requests under way that somebody waits for */
-#define FETCH_REST_BLOCKS 64U /* of one request that nobody waits for */
+#define FETCH_REST_BLOCKS 16U /* of one request that nobody waits for: half a millisecond of 1 Gbit/s */
 
 struct fetch_order;
 

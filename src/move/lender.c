@@ -156,6 +156,8 @@ static int send_hot(struct conversation *conversation, struct err *err)
 {
     const struct lender_options *options = &conversation->lender->options;
     int r = 0;
+    if (fault_point(err, "lend.hot") < 0)
+        return 0; /* without it the borrower goes by address */
     for (size_t i = 0; r == 0 && i < options->disk_count; i++) {
         uint32_t extents[HOT_EXTENTS];
         uint8_t head[WIRE_CLAIM_SIZE];

@@ -6,6 +6,7 @@
 #include "disk.h"
 #include "memory.h"
 #include "pace.h"
+#include "reader.h"
 
 #include <arpa/inet.h>
 #include <errno.h>
@@ -133,6 +134,14 @@ static int stop_one(struct disk *disk, const char *args)
     return disk_stop(disk);
 }
 
+static int run_read(struct client *client, const char *args)
+{
+    uint64_t mib, seed;
+    if (sscanf(args, "%" SCNu64 " %" SCNu64, &mib, &seed) != 2)
+        return -EINVAL;
+    return client->pulse->reader ? -EALREADY : reader_start(&client->pulse->reader, "/dev/vda", mib, seed);
+}
+
 static int run_poweroff(struct client *client, const char *args)
 {
     client->power_off = true;
@@ -146,6 +155,7 @@ static const struct command {
 } commands[] = {
     {"status", run_status}, {"sync", run_sync}, {"write", run_write},       {"rate", run_rate},
     {"dirty", run_dirty},   {"trim", run_trim}, {"poweroff", run_poweroff},
+    {"read", run_read},
 };
 
 static void answer_checksum(struct client *client, const char *path)
@@ -172,6 +182,10 @@ static void run_line(struct client *client, char *line)
     }
     if (strcmp(name, "crc") == 0) {
         answer_checksum(client, args);
+        return;
+    }
+    if (strcmp(name, "reads") == 0) {
+        reader_print(client->pulse->reader, client->out);
         return;
     }
     for (size_t i = 0; i < sizeof(commands) / sizeof(commands[0]); i++) {

@@ -8,6 +8,7 @@
 struct beacon;
 struct disk;
 struct memory;
+struct reader;
 
 enum { PULSE_DISKS = 2 };
 
@@ -17,6 +18,7 @@ struct pulse {
     struct disk *disks[PULSE_DISKS]; /* the second only if the first is there */
     struct memory *memory;
     struct beacon *beacon;
+    struct reader *reader; /* from the first "read" on */
 };
 
 enum { CONTROL_PORT = 7000 };
