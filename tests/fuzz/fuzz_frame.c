@@ -11,17 +11,6 @@
 #include <stdlib.h>
 #include <string.h>
 
-static void try_fetch(const uint8_t *payload, size_t size)
-{
-    struct wire_fetch fetch;
-    uint8_t again[WIRE_FETCH_SIZE];
-    if (wire_fetch_decode(payload, size, &fetch, NULL) < 0)
-        return;
-    check(fetch.count > 0 && fetch.count <= WIRE_FETCH_MAX_BLOCKS && fetch.block + fetch.count > fetch.block);
-    wire_fetch_encode(&fetch, again);
-    check(memcmp(again, payload, sizeof again) == 0);
-}
-
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
 
 static void check(bool ok)
