@@ -102,7 +102,7 @@ def freeze_source(seconds):
             scene.source.freeze(kind, name)
         scene.go_on()
         time.sleep(seconds)
-        for kind in frozen:
+        for kind in reversed(frozen):  # QEMU first: orai-vm may end it at once
             scene.source.signal(kind, name, signal.SIGCONT)
     return strike
 
