@@ -172,7 +172,7 @@ struct machine *arrival_machine(struct arrival *arrival)
 
 struct fetch *arrival_fetch(struct arrival *arrival)
 {
-    return TAKE_PTR(arrival->fetch);
+    return arrival_lacks(arrival) ? TAKE_PTR(arrival->fetch) : NULL;
 }
 
 void arrival_free(struct arrival *arrival)

@@ -76,7 +76,8 @@ struct arrival {
     struct err why;
 
     struct arrival_claim claims[ARRIVAL_MAX_CLAIMS];
-    bool split; /* the source wants to switch before the disks are over */
+    bool split;       /* the source may switch before the disks are over, */
+    bool fetch_early; /* and surely will: we connect to it while the guest still runs there */
     struct {
         uint8_t *bits;
         size_t size;

@@ -78,7 +78,7 @@ static int take(struct arrival *arrival, const json_t *addresses, struct err *er
     if (fault_point(err, "destination.commit.written") < 0)
         log_warning("%s", err->text);
     own_disks(arrival);
-    if (arrival->fetch && arrival_open_fetch(arrival, err) < 0)
+    if (arrival_lacks(arrival) && arrival_open_fetch(arrival, err) < 0)
         log_error("%s", err->text);
     qemu_hurry(machine_qemu(arrival->machine), false);
     if (arrival->guest_runs && qemu_cont(machine_qemu(arrival->machine), err) < 0)

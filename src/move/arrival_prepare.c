@@ -354,7 +354,7 @@ static int start_machine(struct arrival *arrival, struct err *err)
         r = claim_forks(arrival, err);
     if (r == 0)
         r = machine_start(arrival->machine, true, arrival->host->on_qemu_event, arrival->host->arg, err);
-    if (r == 0 && arrival->split)
+    if (r == 0 && arrival->fetch_early)
         r = arrival_new_fetch(arrival, err);
     if (r == 0)
         r = qemu_migrate_incoming(machine_qemu(arrival->machine), err);
@@ -449,6 +449,7 @@ static int prepare(struct arrival *arrival, struct incoming_file files[2], struc
                        (unsigned long long)MAX(arrival->before.epoch, arrival->before.refused));
     link_set_epoch(arrival->session.control, arrival->next_epoch);
     arrival->split = json_bool(base, "split", false);
+    arrival->fetch_early = arrival->split && json_bool(base, "fetch", false);
     return arrival->dry_run ? dry_run_end(arrival, base, err) : build(arrival, base, files, err);
 }
 

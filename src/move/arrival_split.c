@@ -26,7 +26,7 @@ int arrival_missing(struct arrival *arrival, const struct mail *mail, struct err
     memcpy(copy, bits, size);
     arrival->missing[head.disk].bits = copy;
     arrival->missing[head.disk].size = size;
-    return 0;
+    return arrival->fetch ? 0 : arrival_new_fetch(arrival, err);
 }
 
 bool arrival_lacks(const struct arrival *arrival)
@@ -65,8 +65,5 @@ int arrival_own_disk(struct disk *disk, struct err *err)
 
 int arrival_open_fetch(struct arrival *arrival, struct err *err)
 {
-    if (arrival_lacks(arrival))
-        return fetch_open(arrival->fetch, err);
-    fetch_free(TAKE_PTR(arrival->fetch)); /* all came before the switch */
-    return 0;
+    return fetch_open(arrival->fetch, err);
 }

@@ -299,8 +299,9 @@ static int send_bases(struct departure *departure, const struct offer *offer,
     departure->split = departure_may_split(departure, bases);
     if (departure->split && departure_new_lender(departure, err) < 0)
         return -err->code;
-    _cleanup_json_ json_t *message = json_pack("{s:O, s:I, s:b}", "disks", list, "epoch",
-                                               (json_int_t)departure->next_epoch, "split", departure->split);
+    _cleanup_json_ json_t *message =
+        json_pack("{s:O, s:I, s:b, s:b}", "disks", list, "epoch", (json_int_t)departure->next_epoch, "split",
+                  departure->split, "fetch", departure->split && departure->options.mode != MOVE_AUTO);
     int r = link_send_json(departure->session.control, FRAME_BASE, message, err);
     for (size_t i = 0; r == 0 && !departure->options.dry_run && i < departure_disks(departure); i++)
         if (!bases[i].forked)
