@@ -26,6 +26,17 @@ static int sync_both(struct disk *disk)
     return r == 0 ? genmap_sync(disk->map) : r;
 }
 
+/* A bit is cleared before its change is marked, and a write that finds it clear takes no lock: it may be
+ * acknowledged, and its flush be here, between the two. Both happen with the stripe's lock held. */
+static void begin_settling(struct missing *split)
+{
+    pthread_mutex_lock(&split->settling);
+    for (size_t i = 0; i < MISSING_STRIPES; i++) {
+        pthread_mutex_lock(&split->stripes[i]);
+        pthread_mutex_unlock(&split->stripes[i]);
+    }
+}
+
 /* With `settling` held. A block's number must be durable before its presence: a later move would else take
  * what was fetched for old. */
 static int carry_over(struct disk *disk, struct missing *split)
@@ -46,7 +57,7 @@ static int carry_over(struct disk *disk, struct missing *split)
  * lock until then. */
 int flush_split(struct disk *disk, struct missing *split)
 {
-    pthread_mutex_lock(&split->settling);
+    begin_settling(split);
     bool changed = missing_has_changed(split);
     int r = changed ? carry_over(disk, split) : 0;
     pthread_mutex_unlock(&split->settling);
@@ -65,7 +76,7 @@ int make_durable(struct disk *disk)
 {
     struct missing *split = atomic_load(&disk->split);
     if (split)
-        pthread_mutex_lock(&split->settling);
+        begin_settling(split);
     int r = split ? carry_over(disk, split) : sync_both(disk);
     if (split)
         pthread_mutex_unlock(&split->settling);
