@@ -124,8 +124,8 @@ static void depart(void *arg)
     vm_release(d->host->vms, d->name);
     if (r < 0) {
         err_where(&err, d->host->options.name, "prepare");
-        operation_end(d->host->operations, &d->move, NULL, &err);
         vm_end_move(d->host->vms, d->name, &d->move);
+        operation_end(d->host->operations, &d->move, NULL, &err);
     }
     departing_free(d);
 }

@@ -53,8 +53,9 @@ static void set_desired(struct vms *vms, struct vm *vm, bool running)
 static void end_move(struct vms *vms, struct vm *vm, const struct id *move, json_t *status,
                      const struct err *err)
 {
+    vm_end_move(vms, vm->name,
+                move); /* first: who sees the operation ended may move it again, or cancel nothing */
     operation_end(vms->host->operations, move, status, err);
-    vm_end_move(vms, vm->name, move);
 }
 
 static void finish_move(struct vms *vms, struct vm *vm, const struct id *move, const json_t *status)
