@@ -62,6 +62,7 @@ def test_a_vm_that_its_owner_stops_meanwhile_stays_stopped(labs):
     down(host)
     host.start()
     wait_until(lambda: host.vm_state("stopped") == "running", 20, "it runs")
+    wait_until(lambda: is_noted(host), 10, "the boot is done with")  # before that it would be started once more
     host.orai("kill", "stopped")
     for act in (host.restart, lambda: (host.kill9(), host.start())):
         act()
