@@ -49,7 +49,7 @@ void departure_choose_mode(struct departure *departure)
             seconds, HYBRID_SECONDS);
         return;
     }
-    departure->split = false; /* for now: departure_not_converging */
+    departure->split = false; /* unless they do not converge: departure_not_converging */
     progress_note(departure->progress, "mode precopy: the disks take about %.1f s", seconds);
 }
 

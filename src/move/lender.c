@@ -82,11 +82,14 @@ static int answer(struct conversation *conversation, const struct mail *mail, st
     struct disk *disk = lender->options.disks[fetch.disk];
     uint64_t end = fetch.block + fetch.count;
     struct disk_run run;
+    /* No upper bound: nothing was written here since, so a number above the hand-over's is the crash rule's,
+     * and its block may be one that the borrower lacks. */
     for (uint64_t from = fetch.block; from < end &&
-                                      disk_next_run(disk, from, fetch.above, fetch.upto, end - from, &run) &&
+                                      disk_next_run(disk, from, fetch.above, UINT32_MAX, end - from, &run) &&
                                       run.block < end;) {
         struct relocate_piece piece;
         run.count = MIN(run.count, end - run.block);
+        run.generation = MIN(run.generation, fetch.upto);
         if ((r = relocate_read(disk, &run, conversation->data, PIECE_BYTES, &piece, err)) < 0 ||
             (r = send_piece(conversation, fetch.disk, &piece, err)) < 0)
             return r;

@@ -123,9 +123,10 @@ void wire_claim_encode(const struct wire_claim *claim, uint8_t ret[WIRE_CLAIM_SI
 int wire_claim_decode(const uint8_t *payload, size_t size, struct wire_claim *ret,
                       const uint8_t **ret_lineage, size_t *ret_size, struct err *err);
 
-/* Blocks of a split disk that are wanted, as far as their numbers are above `above` and not above `upto`. An
- * answer is runs, then the same message as FRAME_FETCHED: what it names and no run brought is as the borrower
- * has it.
+/* Blocks of a split disk that are wanted, as far as their numbers are above `above`; `upto` is the
+ * hand-over's, and no number in the answer is above it. An answer is runs, then the same message as
+ * FRAME_FETCHED: what it names and no run brought is as the borrower has it.
+ *
  *   0 disk u16   2 flags u16   4 above u32   8 upto u32   12 count u32   16 block u64   24 serial u64 */
 #define WIRE_FETCH_SIZE 32
 #define WIRE_FETCH_MAX_BLOCKS 256U
