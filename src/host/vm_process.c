@@ -29,6 +29,7 @@
 #define LOG_MAX (1U << 20)                   /* a longer orai-vm.log is begun anew, the old one kept once */
 #define AWAIT_FIRST_NSEC (2 * NSEC_PER_MSEC) /* most orai-vm are there within 10 ms: a move waits for it */
 #define AWAIT_LAST_NSEC (50 * NSEC_PER_MSEC)
+#define RIVAL_NSEC NSEC_PER_SEC /* from an orai-vm's lock to its record */
 
 struct report {
     pid_t pid;
@@ -197,7 +198,20 @@ static bool has_ended(int pidfd)
     return pidfd >= 0 && poll(&p, 1, 0) == 1;
 }
 
-/* Why it ended: RUN_DIR/failure.json, which orai-vm leaves behind. */
+/* Ours found the VM's lock taken and ended without a word: the keeper, or whoever came before us, has started
+ * one that has not recorded itself yet. */
+static bool rival_lives(const struct host *host, const char *name)
+{
+    for (int64_t until = clock_now() + RIVAL_NSEC;; clock_sleep(AWAIT_FIRST_NSEC)) {
+        _cleanup_close_ int pidfd = -1;
+        if (vm_process(host, name, &pidfd) == 0)
+            return true;
+        if (clock_now() >= until)
+            return false;
+    }
+}
+
+/* Why it ended: RUN_DIR/failure.json, which orai-vm leaves behind. 0: another one lives. */
 static int last_words(const struct host *host, const char *name, struct err *err)
 {
     char path[PATH_MAX];
@@ -206,6 +220,8 @@ static int last_words(const struct host *host, const char *name, struct err *err
     vm_run_path(host, name, "failure.json", path);
     if (json_read_file(path, &failure, &unused) == 0)
         return err_from_json(failure, err);
+    if (rival_lives(host, name))
+        return 0;
     err_set(err, EIO, "orai-vm of \"%s\" ended without saying why", name);
     return err_hint(err, "see its log, %s/vms/%s/orai-vm.log", host->options.state_dir, name);
 }
@@ -228,8 +244,8 @@ int vm_await(const struct host *host, const char *name, int pidfd, const char *c
         int r = vm_ask(host, name, json_pack("{s:s}", "do", "status"), VM_ASK_MSEC, &answer, &silent);
         if (r == 0 && listed(json_str(answer, "state", ""), states))
             return 0;
-        if (ended)
-            return last_words(host, name, err);
+        if (ended && (r = last_words(host, name, err)) < 0)
+            return r;
         if (clock_now() >= deadline)
             return r == 0 ? err_set(err, ETIMEDOUT, "\"%s\" is still %s", name,
                                     json_str(answer, "state", "unknown"))

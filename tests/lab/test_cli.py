@@ -524,7 +524,8 @@ def test_ctrl_c_does_not_stop_the_move_and_says_so(oraid):
     script_move(oraid)
     oraid.answers["GET", f"/v1/operations/{ID}"] = lambda query, body: (time.sleep(5), (200, STEPS[0]))[1]
     client = subprocess.Popen([ORAI, "move", "web1", "b"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-                              env=environment(oraid))
+                              env=environment(oraid),  # a shell's background job ignores Ctrl-C, and so would this
+                              preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))
     deadline = time.monotonic() + 10
     while len(oraid.requests) < 2 and time.monotonic() < deadline:
         time.sleep(0.02)
