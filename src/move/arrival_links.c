@@ -13,6 +13,7 @@
 #include "base/log.h"
 #include "base/macro.h"
 #include "move/arrival.h"
+#include "move/fault.h"
 
 #include <errno.h>
 #include <string.h>
@@ -158,12 +159,30 @@ static int on_mark(struct arrival *arrival, unsigned index, const struct frame *
     return 0;
 }
 
+/* A block may come once in each round, over any connection: what is behind a mark waits until every
+ * connection has passed it, or an older state of the block would replace a newer one. The connection that is
+ * farthest behind never waits. */
+static int await_round(struct arrival *arrival, unsigned index, struct err *err)
+{
+    pthread_mutex_lock(&arrival->lock);
+    uint32_t mark = arrival->marks[index];
+    pthread_mutex_unlock(&arrival->lock);
+    int r = 0;
+    while (r == 0 && (int32_t)(arrival_marked(arrival) - mark) < 0)
+        r = session_doze(&arrival->session, clock_now() + 100 * NSEC_PER_MSEC, err);
+    return r;
+}
+
 static int on_data(struct arrival *arrival, struct link *link, unsigned index, const struct frame *frame,
                    const uint8_t *payload, struct err *err)
 {
+    int r;
     switch (frame->type) {
     case FRAME_RUN:
-        return arrival_run(arrival, payload, frame->length, err);
+        r = fault_point(err, "destination.run.%u", index);
+        if (r == 0)
+            r = await_round(arrival, index, err);
+        return r < 0 ? r : arrival_run(arrival, payload, frame->length, err);
     case FRAME_MARK:
         return on_mark(arrival, index, frame, payload, err);
     case FRAME_STREAM:

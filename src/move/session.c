@@ -50,6 +50,10 @@ static struct mail *take_first(struct session *session)
 
 void session_stop(struct session *session)
 {
+    pthread_mutex_lock(&session->lock);
+    session->stopping = true;
+    pthread_cond_broadcast(&session->changed);
+    pthread_mutex_unlock(&session->lock);
     link_stop(session->control);
     session_stop_data(session);
 }
@@ -91,7 +95,7 @@ void session_reset(struct session *session)
     for (struct mail *mail; (mail = take_first(session));)
         free(mail);
     session->lost = ERR_NONE;
-    session->peer_failed = false;
+    session->peer_failed = session->stopping = false;
     pthread_mutex_unlock(&session->lock);
 }
 
@@ -292,6 +296,18 @@ int session_decide(struct session *session, struct err *err)
     pthread_mutex_lock(&session->lock);
     int r = check_locked(session, err);
     session->decided = session->decided || r == 0;
+    pthread_mutex_unlock(&session->lock);
+    return r;
+}
+
+int session_doze(struct session *session, int64_t deadline, struct err *err)
+{
+    pthread_mutex_lock(&session->lock);
+    if (!session->lost.code && !session->stopping)
+        wait_until(session, deadline);
+    int r = session->stopping    ? err_set(err, ECANCELED, "the session ends")
+            : session->lost.code ? err_set(err, ECONNRESET, "another connection broke")
+                                 : 0;
     pthread_mutex_unlock(&session->lock);
     return r;
 }

@@ -35,6 +35,7 @@ struct session {
     struct err lost;  /* code 0 = all links are well */
     bool peer_failed; /* `lost` is the peer's own error: it has rolled back by itself */
     int64_t lost_at;  /* clock_now() of that */
+    bool stopping;    /* between session_stop and the end of its links */
     bool cancelled, cancel_heard;
     bool decided; /* the commit: a cancel changes nothing any more */
     struct link *control;
@@ -88,6 +89,8 @@ int session_wait_json(struct session *session, enum frame_type type, int64_t dea
                       struct err *err);
 /* Waits until `deadline` or a wake; 0, or why the move cannot go on. */
 int session_nap(struct session *session, int64_t deadline, struct err *err);
+/* For a link's thread: waits until `deadline` or a wake; 0, or why the session's links are about to end. */
+int session_doze(struct session *session, int64_t deadline, struct err *err);
 /* For a walker that has failed with *err and will not go on: the rest of the mailbox is dropped, and if the
  * peer's own error is in it, or comes within a moment of a broken link, it takes the place of *err. */
 void session_explain(struct session *session, struct err *err);

@@ -261,3 +261,25 @@ def test_a_first_arrival_killed_before_its_vm_json_leaves_nothing(labs, guests):
     assert lab.where(guest.name) == {"a": "running"}
     lab.a.orai("move", guest.name, "b")
     check_whole(guest, lab.b)
+
+
+def test_an_older_state_of_a_block_never_replaces_a_newer_one(labs, guests):
+    """One data connection stands still with a block of the first round; the block is written again and goes over in the
+    next round, on the other connection."""
+    lab = labs("a", "b")
+    guest = guests(lab, lab.a, disk="64M", region=1 * MIB, dirty=4, rate=0)
+    guest.ask("write 400")
+    guest.ask("sync")
+    lab.b.fault(guest.name, "destination.run.0", "hold")
+    mover = lab.a.begin("move", guest.name, "b", "--mode", "precopy")
+    lab.b.wait_fault_reached(guest.name, "destination.run.0")
+    for _ in range(6):  # side rounds, each with nearly all of the region's blocks
+        guest.ask("write 300")
+        guest.ask("sync")
+        time.sleep(0.3)
+    lab.b.clear_fault(guest.name)
+    _, err = mover.communicate(timeout=60)
+    assert mover.returncode == 0, err
+    guest.check_alive()
+    last = guest.power_off(lab.b)
+    guest.check_records(lab.b, last["durable"], last["written"])
