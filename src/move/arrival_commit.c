@@ -34,7 +34,7 @@ int arrival_refuse(struct arrival *arrival, struct err *err)
     record.ready = false;
     record.borrowed = false;
     record.forked = false;
-    record.epoch = arrival->next_epoch - 1;
+    record.epoch = record.was;
     record.refused = arrival->next_epoch;
     return epoch_set(arrival->epoch, &record, err);
 }

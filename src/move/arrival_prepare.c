@@ -303,6 +303,7 @@ static int record_arriving(struct arrival *arrival, struct err *err)
 {
     struct epoch_record record = arrival->before;
     record.role = EPOCH_ARRIVING;
+    record.was = record.epoch;
     record.epoch = arrival->next_epoch;
     record.ready = false;
     record.move = arrival->move;

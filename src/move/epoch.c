@@ -62,11 +62,12 @@ static json_t *record_to_json(const struct epoch_record *record)
                        : NULL;
     if (has_peer(record) && !peer)
         return NULL;
-    return json_pack("{s:s, s:I, s:s, s:b, s:b, s:b, s:b, s:b, s:I, s:s, s:o*, s:s*}", "format", EPOCH_FORMAT,
-                     "epoch", (json_int_t)record->epoch, "role", epoch_role_name(record->role), "ready",
-                     record->ready, "guest_runs", record->guest_runs, "forked", record->forked, "lent",
-                     record->lent, "borrowed", record->borrowed, "refused", (json_int_t)record->refused,
-                     "move", id_format(&record->move, move), "peer", peer, "from",
+    return json_pack("{s:s, s:I, s:s, s:b, s:b, s:b, s:b, s:b, s:I, s:I, s:s, s:o*, s:s*}", "format",
+                     EPOCH_FORMAT, "epoch", (json_int_t)record->epoch, "role", epoch_role_name(record->role),
+                     "ready", record->ready, "guest_runs", record->guest_runs, "forked", record->forked,
+                     "lent", record->lent, "borrowed", record->borrowed, "refused",
+                     (json_int_t)record->refused, "was", (json_int_t)record->was, "move",
+                     id_format(&record->move, move), "peer", peer, "from",
                      is_known(&record->from) ? fingerprint_format(&record->from, from) : NULL);
 }
 
@@ -112,9 +113,11 @@ static int numbers_from_json(const json_t *json, struct epoch_record *record, st
     int r = json_get_u64(json, "epoch", "record", &record->epoch, err);
     if (r == 0 && json_object_get(json, "refused"))
         r = json_get_u64(json, "refused", "record", &record->refused, err);
+    if (r == 0 && json_object_get(json, "was"))
+        r = json_get_u64(json, "was", "record", &record->was, err);
     if (r == 0)
         r = json_get_id(json, "move", "record", &record->move, err);
-    if (r == 0 && (record->epoch > EPOCH_MAX || record->refused > EPOCH_MAX))
+    if (r == 0 && (record->epoch > EPOCH_MAX || record->refused > EPOCH_MAX || record->was > record->epoch))
         r = err_set(err, EINVAL, "no epoch is that large");
     return r;
 }

@@ -34,6 +34,7 @@ struct epoch_record {
     bool borrowed;    /* ARRIVING, OWNER: `peer` lends the disks' blocks to us */
     bool forked;      /* OWNER by a human's decision to run an old copy */
     uint64_t refused; /* 0 = none */
+    uint64_t was;     /* ARRIVING: the epoch that this copy holds should nothing come of it */
     struct id move;   /* the try that made this record; zero at create */
     struct {          /* the other host: COMMITTED, REPLICA, ARRIVING */
         char name[64];

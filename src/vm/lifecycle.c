@@ -359,7 +359,7 @@ static int abandon_arrival(struct vm *vm, struct err *err)
 {
     struct epoch_record record = *epoch_get(vm->epoch);
     record.role = EPOCH_REPLICA;
-    record.epoch -= record.epoch > 0;
+    record.epoch = record.was;
     return epoch_set(vm->epoch, &record, err);
 }
 

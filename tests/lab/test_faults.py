@@ -283,3 +283,18 @@ def test_an_older_state_of_a_block_never_replaces_a_newer_one(labs, guests):
     guest.check_alive()
     last = guest.power_off(lab.b)
     guest.check_records(lab.b, last["durable"], last["written"])
+
+
+def test_refusing_again_and_again_is_no_obstacle(labs, guests):
+    """Each of these tries was ready there, and so refused durably; the copy there is as old as before."""
+    lab = labs("a", "b")
+    guest = guests(lab, lab.a, rate=0)
+    for _ in range(3):
+        lab.a.fault(guest.name, "source.pause.end", "fail")
+        with pytest.raises(OraiError):
+            lab.a.orai("move", guest.name, "b")
+        lab.a.clear_fault(guest.name)
+        wait_until(lambda: lab.b.vm_state(guest.name) == "replica", 20, "b has given up")
+        assert lab.b.vm(guest.name)["epoch"] <= lab.a.vm(guest.name)["epoch"]
+    lab.a.orai("move", guest.name, "b")
+    check_whole(guest, lab.b)

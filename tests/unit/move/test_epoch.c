@@ -172,6 +172,7 @@ static void test_a_damaged_file_is_refused_and_never_guessed(void **state)
     assert_damaged_when("\"forked\":false", "\"forked\":\"no\"");
     assert_damaged_when("\"guest_runs\":true", "\"guest_runs\":1");
     assert_damaged_when("\"refused\":0", "\"refused\":[]");
+    assert_damaged_when("\"refused\":0", "\"was\":8");
     assert_damaged_when("\"move\":\"00", "\"move\":\"");
 }
 
