@@ -125,6 +125,8 @@ char *progress_result(const json_t *move)
             json_str(move, "to", "?"), (double)json_u64(move, "elapsed_ms", 0) / 1000);
     if (json_is_object(predicted))
         fprintf(out, " (predicted %.1f s)", json_double(predicted, "seconds", 0));
+    if (json_u64(memory, "later_bytes", 0))
+        fprintf(out, ", running there after %.2f s", (double)json_u64(move, "running_ms", 0) / 1000);
     fprintf(out, ", blackout %" PRIu64 " ms", json_u64(move, "blackout_ms", 0));
     if (json_is_object(predicted))
         fprintf(out, " (predicted %" PRIu64 " ms)", json_u64(predicted, "blackout_ms", 0));
@@ -159,6 +161,11 @@ json_t *progress_result_json(const json_t *move)
     set_copy(result, "memory_bytes", memory, "sent_bytes");
     set_copy(result, "full_disk_bytes", disk, "full_bytes");
     set_copy(result, "disk_later_bytes", disk, "later_bytes");
+    set_copy(result, "memory_later_bytes", memory, "later_bytes");
+    json_object_set_new(result, "running_seconds",
+                        json_is_integer(json_object_get(move, "running_ms"))
+                            ? json_real((double)json_u64(move, "running_ms", 0) / 1000)
+                            : json_null());
     set_copy(result, "disk_base", disk, "base");
     set_copy(result, "disk_rounds", disk, "round");
     set_copy(result, "predicted_seconds", predicted, "seconds");

@@ -154,9 +154,10 @@ static int check_movable(struct departing *d, struct err *err)
 
 static int read_move(struct departing *d, const json_t *body, struct err *err)
 {
-    static const char *const plain[] = {"mode",       "dry_run",    "bandwidth",  "max_blackout_ms",
-                                        "timeout_ms", "on_timeout", "connections"};
-    const char *to = NULL, *on_timeout = "cancel", *mode = "auto";
+    static const char *const plain[] = {"mode",       "memory",          "dry_run",
+                                        "bandwidth",  "max_blackout_ms", "timeout_ms",
+                                        "on_timeout", "connections"};
+    const char *to = NULL, *on_timeout = "cancel", *mode = "auto", *memory = "precopy";
     enum move_mode parsed;
     uint64_t number = 0;
     bool flag = false;
@@ -179,6 +180,10 @@ static int read_move(struct departing *d, const json_t *body, struct err *err)
         r = body_string(body, "mode", &mode, err);
     if (r == 0 && move_mode_parse(mode, &parsed) < 0)
         r = err_set(err, EINVAL, "\"mode\" must be \"precopy\", \"postcopy\", \"hybrid\" or \"auto\"");
+    if (r == 0)
+        r = body_string(body, "memory", &memory, err);
+    if (r == 0 && strcmp(memory, "precopy") != 0 && strcmp(memory, "postcopy") != 0)
+        r = err_set(err, EINVAL, "\"memory\" must be \"precopy\" or \"postcopy\"");
     if (r < 0)
         return r;
     if (strcmp(to, d->host->options.name) == 0)
@@ -213,7 +218,7 @@ static int begin_move(struct departing *d, struct err *err)
 int api_vm_move(struct host *host, struct request *request, struct answer *ret, struct err *err)
 {
     static const char *const members[] = {
-        "to",         "mode",       "dry_run",     "bandwidth", "max_blackout_ms",
+        "to",         "mode",       "memory",      "dry_run", "bandwidth", "max_blackout_ms",
         "timeout_ms", "on_timeout", "connections", NULL};
     struct departing *d = calloc(1, sizeof *d);
     if (!d)

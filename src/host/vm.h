@@ -84,10 +84,10 @@ void vm_dirs_clean(const struct host *host);
 /* --- processes (vm_process.c) --- */
 
 struct vm_mode {
-    const char *name;                 /* "start", "resume", "arrive" */
-    bool fork_old_copy;               /* start */
-    const struct peer *source;        /* arrive */
-    struct id vm;                     /* arrive */
+    const char *name;          /* "start", "resume", "arrive" */
+    bool fork_old_copy;        /* start */
+    const struct peer *source; /* arrive */
+    struct id vm;              /* arrive */
 };
 /* Starts orai-vm. *ret_pidfd polls readable when it ends. */
 int vm_spawn(const struct host *host, const char *name, const struct vm_mode *mode, int *ret_pidfd,
@@ -99,6 +99,8 @@ int vm_qemu(const struct host *host, const char *name, int *ret_pidfd);
 /* Asks orai-vm. -ENOTCONN when none runs; -ETIMEDOUT when it does not answer. `request` is consumed. */
 int vm_ask(const struct host *host, const char *name, json_t *request, int msec, json_t **ret_answer,
            struct err *err);
+/* What an orai-vm that failed left behind: RUN_DIR/failure.json. false: nothing. */
+bool vm_last_words(const struct host *host, const char *name, struct err *ret);
 /* Waits until orai-vm answers with one of `states` (NULL at the end; NULL list: any answer), or ends: then
  * what it left in RUN/vms/NAME/failure.json is the error. */
 int vm_await(const struct host *host, const char *name, int pidfd, const char *const *states,

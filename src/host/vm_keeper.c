@@ -187,10 +187,13 @@ static bool claimed(struct vms *vms, const struct vm *vm)
 /* QEMU ended while neither orai-vm nor we looked, perhaps with the whole host. */
 static void take_crash(struct vms *vms, struct vm *vm)
 {
-    static const char why[] = "QEMU ended while nobody watched it, perhaps because the host was restarted";
+    struct err words = ERR_NONE;
+    const char *why = vm_last_words(vms->host, vm->name, &words) && words.code == ESRCH
+                          ? words.text
+                          : "QEMU ended while nobody watched it, perhaps because the host was restarted";
     pthread_mutex_lock(&vms->lock);
     vm->crashed = true;
-    snprintf(vm->sorrow, sizeof vm->sorrow, "%s", why);
+    snprintf(vm->sorrow, sizeof vm->sorrow, "%.250s", why);
     pthread_mutex_unlock(&vms->lock);
     set_desired(vms, vm, false);
     event_add(vms->host->events, "vm.ended", vm->name,

@@ -211,15 +211,20 @@ static bool rival_lives(const struct host *host, const char *name)
     }
 }
 
-/* Why it ended: RUN_DIR/failure.json, which orai-vm leaves behind. 0: another one lives. */
-static int last_words(const struct host *host, const char *name, struct err *err)
+bool vm_last_words(const struct host *host, const char *name, struct err *ret)
 {
     char path[PATH_MAX];
     _cleanup_json_ json_t *failure = NULL;
     struct err unused;
     vm_run_path(host, name, "failure.json", path);
-    if (json_read_file(path, &failure, &unused) == 0)
-        return err_from_json(failure, err);
+    return json_read_file(path, &failure, &unused) == 0 && err_from_json(failure, ret) < 0;
+}
+
+/* Why it ended. 0: another one lives. */
+static int why_ended(const struct host *host, const char *name, struct err *err)
+{
+    if (vm_last_words(host, name, err))
+        return -err->code;
     if (rival_lives(host, name))
         return 0;
     err_set(err, EIO, "orai-vm of \"%s\" ended without saying why", name);
@@ -244,7 +249,7 @@ int vm_await(const struct host *host, const char *name, int pidfd, const char *c
         int r = vm_ask(host, name, json_pack("{s:s}", "do", "status"), VM_ASK_MSEC, &answer, &silent);
         if (r == 0 && listed(json_str(answer, "state", ""), states))
             return 0;
-        if (ended && (r = last_words(host, name, err)) < 0)
+        if (ended && (r = why_ended(host, name, err)) < 0)
             return r;
         if (clock_now() >= deadline)
             return r == 0 ? err_set(err, ETIMEDOUT, "\"%s\" is still %s", name,

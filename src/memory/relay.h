@@ -15,25 +15,32 @@
 
 #include "base/err.h"
 
+#include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 #include <sys/types.h>
 
 struct relay;
 
-/* Takes bytes read from QEMU; called on the relay's thread. `data` NULL: QEMU closed its end (once, last). A
+/* Takes bytes read from QEMU, or none (relay_kick); called on the relay's thread. `data` NULL: QEMU closed its end (once, last). A
  * negative return ends the relay. */
 typedef int relay_forward_fn(void *arg, const void *data, size_t size);
 
-/* Listens at `path` for QEMU's single connection (the file is readable for `uid` only); accepting and reading
- * go on in the background. */
+/* Listens at `path` for QEMU's single connection (the file is readable for `uid` only), which has to wait:
+ * QEMU's connect(2) does not return before relay_admit. From then on, accepting and reading go on in the
+ * background. */
 int relay_listen(const char *path, uid_t uid, relay_forward_fn *forward, void *arg, struct relay **ret,
                  struct err *err);
+int relay_admit(struct relay *relay, struct err *err);
 /* Connects to the socket at `path` where QEMU listens. */
 int relay_connect(const char *path, relay_forward_fn *forward, void *arg, struct relay **ret,
                   struct err *err);
-/* -EPIPE when QEMU is gone. */
-int relay_write(struct relay *relay, const void *data, size_t size, struct err *err);
+/* Makes the relay's thread call `forward` with no bytes, soon. */
+void relay_kick(struct relay *relay);
+/* *ret_written counts also when it fails: -EPIPE when QEMU is gone, -EINTR when interrupted. */
+int relay_write(struct relay *relay, const void *data, size_t size, size_t *ret_written, struct err *err);
+/* Makes relay_write return, now and as long as it is on. */
+void relay_interrupt(struct relay *relay, bool on);
 /* Bytes that went from QEMU to `forward`. */
 uint64_t relay_bytes(const struct relay *relay);
 /* Wakes and ends both directions (callable while another thread is inside relay_write). */

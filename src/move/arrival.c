@@ -165,6 +165,16 @@ json_t *arrival_status(const struct arrival *arrival)
     return json;
 }
 
+bool arrival_is_here(const struct arrival *arrival)
+{
+    return arrival->taken;
+}
+
+const struct err *arrival_error(const struct arrival *arrival)
+{
+    return &arrival->why;
+}
+
 struct machine *arrival_machine(struct arrival *arrival)
 {
     return TAKE_PTR(arrival->machine);

@@ -7,6 +7,7 @@
  *   arrival_prepare.c   checks and reserves; builds the disks on their bases; starts QEMU with -incoming
  *   arrival_transfer.c  blocks to the disks, the stream to QEMU, marks and claims; "ready"
  *   arrival_split.c     what a post-copy move does otherwise
+ *   arrival_memory.c    QEMU's stream, and memory that comes after the switch
  *   arrival_commit.c    the commit, waiting for it over broken links, refusing it
  *
  * Threads: the walker owns everything but what is marked; link threads write blocks (disk_receive) and feed
@@ -43,8 +44,8 @@ struct arrival {
     _Atomic enum move_outcome outcome;
     atomic_bool run_here;
     atomic_bool give_up,
-        cancel_asked; /* somebody here wants it over: refuse as soon as the source cannot be asked */
-    bool taken;       /* the epoch is ours */
+        cancel_asked;  /* somebody here wants it over: refuse as soon as the source cannot be asked */
+    atomic_bool taken; /* the epoch is ours */
     bool resumed;
 
     struct id move;
@@ -56,6 +57,9 @@ struct arrival {
     bool compare_memory;    /* the guest is emulated: see memory/compare.h */
     struct compare compare; /* of data link 0's thread, from "loaded" on */
     atomic_bool comparing, compared;
+    bool memory_later;  /* memory may come after the switch; guarded by `lock` once connections are there */
+    char no_later[256]; /* why not, when the source wished it */
+    atomic_bool memory_whole, memory_failed; /* QEMU says so; its QMP thread */
     bool guest_runs;
     uint32_t forked[VM_MAX_DISKS]; /* the common ancestor where our copy is a fork, else 0 */
     bool ready;                    /* "ready" was said: from here on only a durable refusal ends the try */
@@ -119,7 +123,13 @@ bool arrival_lacks(const struct arrival *arrival);
 /* The guest is ours: its disks' claims say so, and what they lack may be fetched. */
 int arrival_own_disk(struct disk *disk, struct err *err);
 int arrival_open_fetch(struct arrival *arrival, struct err *err);
+/* arrival_memory.c: opens QEMU's stream; waits until the memory that comes after the switch is here, or the
+ * guest is lost. */
+int arrival_open_stream(struct arrival *arrival, struct err *err);
+int arrival_follow(struct arrival *arrival, struct err *err);
 /* arrival_commit.c */
+bool arrival_qemu_alive(const struct arrival *arrival);
+int arrival_say_running(struct arrival *arrival);
 int arrival_refuse(struct arrival *arrival, struct err *err);
 /* Takes the source's new connection in place of the broken one. false: there is none. */
 bool arrival_take_connection(struct arrival *arrival);

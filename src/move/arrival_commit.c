@@ -19,7 +19,7 @@
 
 #define HOLD_NS (120 * NSEC_PER_SEC)
 
-static bool qemu_alive(const struct arrival *arrival)
+bool arrival_qemu_alive(const struct arrival *arrival)
 {
     if (!arrival->machine || !machine_qemu(arrival->machine))
         return false;
@@ -32,7 +32,7 @@ int arrival_refuse(struct arrival *arrival, struct err *err)
     struct epoch_record record = *epoch_get(arrival->epoch);
     record.role = EPOCH_REPLICA;
     record.ready = false;
-    record.borrowed = false;
+    record.borrowed = record.memory_away = false;
     record.forked = false;
     record.epoch = record.was;
     record.refused = arrival->next_epoch;
@@ -46,6 +46,11 @@ static int answer(struct arrival *arrival, enum frame_type type)
     struct link *control = arrival->session.control;
     int r = control ? link_send_json(control, type, json, NULL) : -ENOTCONN;
     return r < 0 ? r : link_drain(control, clock_now() + 2 * NSEC_PER_SEC, NULL);
+}
+
+int arrival_say_running(struct arrival *arrival)
+{
+    return answer(arrival, FRAME_RUNNING);
 }
 
 /* The disks become the newest there are. The guest waits until they are: it could not write before. */
@@ -84,6 +89,8 @@ static int take(struct arrival *arrival, const json_t *addresses, struct err *er
     if (arrival->guest_runs && qemu_cont(machine_qemu(arrival->machine), err) < 0)
         log_error("the guest is here but does not run: %s", err->text);
     machine_announce(arrival->machine, addresses);
+    if (arrival->host->on_change)
+        arrival->host->on_change(arrival->host->arg);
     return 0;
 }
 
@@ -114,7 +121,7 @@ static enum end on_commit(struct arrival *arrival, const struct mail *mail, stru
         r = err_set(err, ESTALE, "a commit for epoch %llu, not %llu", (unsigned long long)epoch,
                     (unsigned long long)arrival->next_epoch);
     if (r == 0) {
-        if (!qemu_alive(arrival))
+        if (!arrival_qemu_alive(arrival))
             return refuse(arrival, "QEMU on the destination ended before the guest ran", err);
         arrival->guest_runs = json_bool(commit, "guest_runs", true);
         r = take(arrival, json_object_get(commit, "addresses"), err);
@@ -172,6 +179,16 @@ static enum end wait_commit(struct arrival *arrival, struct err *err)
     return end;
 }
 
+/* Memory that was to come after the switch came through the orai-vm that crashed. */
+static int check_loaded(struct arrival *arrival, struct err *err)
+{
+    struct qemu_migration migration;
+    int r = qemu_migrate_query(machine_qemu(arrival->machine), &migration, err);
+    if (r == 0 && strcmp(migration.status, "completed") != 0)
+        r = err_set(err, EOWNERDEAD, "its memory was not here yet");
+    return r;
+}
+
 /* After a crash of orai-vm: the QEMU that had loaded the guest, if it is still there. */
 static enum end reopen(struct arrival *arrival, struct err *err)
 {
@@ -180,6 +197,8 @@ static enum end reopen(struct arrival *arrival, struct err *err)
         r = machine_open_disks(arrival->machine, DISK_FROZEN, err);
     if (r == 0)
         r = machine_adopt(arrival->machine, arrival->host->on_qemu_event, arrival->host->arg, err);
+    if (r == 0)
+        r = check_loaded(arrival, err);
     if (r == 0 && epoch_get(arrival->epoch)->borrowed)
         r = arrival_new_fetch(arrival, err);
     if (r == 0)
@@ -204,7 +223,10 @@ int arrival_commit(struct arrival *arrival, struct err *err)
 int arrival_finish(struct arrival *arrival, struct err *err)
 {
     struct mail *mail;
-    if (answer(arrival, FRAME_RUNNING) < 0)
+    int r = arrival_say_running(arrival);
+    if (arrival->memory_later)
+        return arrival_follow(arrival, err);
+    if (r < 0)
         return 0;
     if (session_wait(&arrival->session, FRAME_FINISH, clock_now() + 5 * NSEC_PER_SEC, &mail, err) == 0)
         free(mail);

@@ -22,8 +22,13 @@
 
 static int say_hello(struct arrival *arrival, struct link *link, struct err *err)
 {
-    _cleanup_json_ json_t *hello = json_pack("{s:i, s:s, s:s}", "protocol", MOVE_PROTOCOL_VERSION, "host",
-                                             arrival->host->name, "version", ORAI_VERSION);
+    pthread_mutex_lock(&arrival->lock);
+    uint64_t taken = stream_taken(arrival->session.stream);
+    bool wanted = arrival->memory_later && arrival->ready && !arrival->memory_whole;
+    pthread_mutex_unlock(&arrival->lock);
+    _cleanup_json_ json_t *hello =
+        json_pack("{s:i, s:s, s:s, s:b, s:I}", "protocol", MOVE_PROTOCOL_VERSION, "host", arrival->host->name,
+                  "version", ORAI_VERSION, "memory_wanted", (int)wanted, "taken", (json_int_t)taken);
     return link_send_json(link, FRAME_HELLO, hello, err);
 }
 
@@ -47,6 +52,7 @@ static struct link *assigned(struct arrival *arrival, struct link *link)
 struct hello {
     const char *role;
     uint64_t protocol, index;
+    uint64_t taken; /* of QEMU's return path */
     struct id move;
 };
 
@@ -58,6 +64,7 @@ static int read_hello(const json_t *json, struct hello *ret, struct err *err)
     if (r == 0)
         r = json_get_id(json, "move", "hello", &ret->move, err);
     ret->index = json_u64(json, "index", 0);
+    ret->taken = json_u64(json, "taken", 0);
     return r;
 }
 
@@ -66,15 +73,17 @@ static int place(struct arrival *arrival, struct link *link, const struct hello 
 {
     struct session *session = &arrival->session;
     bool same = id_equal(&hello->move, &arrival->move), moving = !arrival->ready && !arrival->closing;
+    bool following = arrival->ready && !arrival->closing && arrival->memory_later && hello->index == 0;
     if (strcmp(hello->role, "control") == 0 && moving && !session->control && !arrival->resumed) {
         arrival->move = hello->move;
         session->control = assigned(arrival, link);
         return 0;
     }
-    if (strcmp(hello->role, "data") == 0 && moving && same && hello->index == session->data_count &&
-        hello->index < MOVE_MAX_CONNECTIONS) {
+    if (strcmp(hello->role, "data") == 0 && (moving || following) && same &&
+        hello->index == session->data_count && hello->index < MOVE_MAX_CONNECTIONS) {
         session_add_data(session, assigned(arrival, link));
-        return 0;
+        return hello->index == 0 && session->stream ? stream_attach(session->stream, link, hello->taken, err)
+                                                    : 0;
     }
     if (strcmp(hello->role, "again") == 0 && same && arrival->ready && !arrival->closing &&
         !arrival->next_control) {
@@ -189,7 +198,9 @@ static int on_data(struct arrival *arrival, struct link *link, unsigned index, c
         if (!arrival->receiving || index != 0)
             return err_set(err, EPROTO,
                            "memory came before QEMU was ready for it, or on the wrong connection");
-        return relay_write(arrival->session.relay, payload, frame->length, err);
+        return stream_take(arrival->session.stream, link, payload, frame->length, err);
+    case FRAME_TAKEN:
+        return stream_peer_took(arrival->session.stream, payload, frame->length, err);
     case FRAME_HASHES:
     case FRAME_PAGE:
         if (!arrival->comparing || index != 0)

@@ -307,21 +307,12 @@ static int record_arriving(struct arrival *arrival, struct err *err)
     record.epoch = arrival->next_epoch;
     record.ready = false;
     record.move = arrival->move;
-    record.borrowed = record.lent = false;
+    record.borrowed = record.lent = record.memory_away = false;
     record.peer.fingerprint = arrival->source.fingerprint;
     record.peer.port = arrival->source.port;
     snprintf(record.peer.name, sizeof record.peer.name, "%s", arrival->source_name);
     snprintf(record.peer.address, sizeof record.peer.address, "%s", arrival->source.address);
     return epoch_set(arrival->epoch, &record, err);
-}
-
-/* QEMU's return path goes back on the connection that its stream came on. */
-static int forward_back(void *arg, const void *data, size_t size)
-{
-    struct arrival *arrival = arg;
-    if (!data || arrival->session.data_count == 0)
-        return data ? -ENOTCONN : 0;
-    return link_send(arrival->session.data[0], FRAME_BACK, NULL, 0, data, size, NULL);
 }
 
 /* Until all that it wrote has been replaced, the copy says that it is a fork of the common ancestor. */
@@ -345,9 +336,21 @@ static int claim_forks(struct arrival *arrival, struct err *err)
     return 0;
 }
 
+/* What cannot be had is said in "opened"; memory comes before the switch then. */
+static void allow_memory_later(struct arrival *arrival)
+{
+    struct err err = ERR_NONE;
+    if (!arrival->memory_later)
+        return;
+    arrival->memory_later = qemu_migrate_allow_postcopy(machine_qemu(arrival->machine), &err) == 0;
+    if (arrival->memory_later)
+        arrival->compare_memory = false; /* nothing of it goes over while the guest runs there */
+    else
+        snprintf(arrival->no_later, sizeof arrival->no_later, "%.160s; %.80s", err.text, err.hint);
+}
+
 static int start_machine(struct arrival *arrival, struct err *err)
 {
-    char path[PATH_MAX];
     int r = machine_open_disks(arrival->machine, DISK_FROZEN, err);
     if (r == 0) /* before the first byte changes a copy */
         r = arrival_apply_claims(arrival, 0, err);
@@ -357,12 +360,13 @@ static int start_machine(struct arrival *arrival, struct err *err)
         r = machine_start(arrival->machine, true, arrival->host->on_qemu_event, arrival->host->arg, err);
     if (r == 0 && arrival->fetch_early)
         r = arrival_new_fetch(arrival, err);
-    if (r == 0)
-        r = qemu_migrate_incoming(machine_qemu(arrival->machine), err);
+    if (r < 0)
+        return r;
+    allow_memory_later(arrival);
+    r = qemu_migrate_incoming(machine_qemu(arrival->machine), err);
     if (r == 0)
         qemu_hurry(machine_qemu(arrival->machine), true);
-    snprintf(path, sizeof path, "%s/incoming.sock", arrival->host->env.run_dir);
-    return r < 0 ? r : relay_connect(path, forward_back, arrival, &arrival->session.relay, err);
+    return r < 0 ? r : arrival_open_stream(arrival, err);
 }
 
 static unsigned first_claims(const json_t *list)
@@ -390,7 +394,8 @@ static int build(struct arrival *arrival, const json_t *base, struct incoming_fi
     pthread_mutex_lock(&arrival->lock);
     arrival->receiving = true;
     pthread_mutex_unlock(&arrival->lock);
-    _cleanup_json_ json_t *opened = json_pack("{s:s}", "host", arrival->host->name);
+    _cleanup_json_ json_t *opened = json_pack("{s:s, s:b, s:s}", "host", arrival->host->name, "memory_later",
+                                              (int)arrival->memory_later, "why", arrival->no_later);
     return link_send_json(arrival->session.control, FRAME_OPENED, opened, err);
 }
 
@@ -437,6 +442,7 @@ static int prepare(struct arrival *arrival, struct incoming_file files[2], struc
     pthread_mutex_unlock(&arrival->lock);
     arrival->dry_run = json_bool(message, "dry_run", false);
     arrival->compare_memory = json_bool(message, "compare_memory", false);
+    arrival->memory_later = json_bool(message, "memory_later", false);
     if ((r = arrival_check(arrival, message, err)) < 0 ||
         (r = look_at_files(arrival, message, files, wanted, err)) < 0 ||
         (r = send_prepared(arrival, wanted, err)) < 0 ||

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * The destination's second and third stage. Link threads write what comes (arrival_run, relay_write); the
+ * The destination's second and third stage. Link threads write what comes (arrival_run, stream_take); the
  * walker waits for marks. Once every data connection has passed a mark, all blocks before it are written:
  * they are made durable, then the claims that came for this mark become the copies' own, then the source is
  * told. So a claim never says more than the disk would hold after a power cut.
@@ -284,6 +284,7 @@ int arrival_pause(struct arrival *arrival, struct err *err)
     struct epoch_record record = *epoch_get(arrival->epoch);
     record.ready = true;
     record.borrowed = arrival_lacks(arrival);
+    record.memory_away = arrival->memory_later;
     record.from = arrival->source.fingerprint; /* it may have to ask what became of this, however late */
     if ((r = epoch_set(arrival->epoch, &record, err)) < 0)
         return r;

@@ -49,14 +49,20 @@ void departure_qemu_event(struct departure *departure, const char *event, const 
     }
     if (strcmp(event, "STOP") == 0)
         atomic_store(&departure->stopped_at, clock_now());
+    if (strcmp(event, "RESUME") == 0 && departure->committed)
+        departure_fence(departure);
     if (strcmp(event, "MIGRATION") == 0) {
         static const struct {
             const char *status;
             enum departure_migration migration;
         } table[] = {
-            {"active", MIGRATION_ACTIVE},       {"pre-switchover", MIGRATION_PRE_SWITCHOVER},
-            {"completed", MIGRATION_COMPLETED}, {"failed", MIGRATION_FAILED},
-            {"cancelled", MIGRATION_FAILED},    {"cancelling", MIGRATION_FAILED},
+            {"active", MIGRATION_ACTIVE},
+            {"pre-switchover", MIGRATION_PRE_SWITCHOVER},
+            {"postcopy-active", MIGRATION_POSTCOPY},
+            {"completed", MIGRATION_COMPLETED},
+            {"failed", MIGRATION_FAILED},
+            {"cancelled", MIGRATION_FAILED},
+            {"cancelling", MIGRATION_FAILED},
         };
         const char *status = json_string_value(json_object_get(data, "status"));
         for (size_t i = 0; status && i < ARRAY_SIZE(table); i++)
@@ -135,8 +141,12 @@ static int start(const struct move_host *host, struct machine *machine, struct e
     departure->resumed = resumed;
     departure->last_hashes = &departure->hashes;
     departure->next_epoch = epoch_get(epoch)->epoch + (resumed ? 0 : 1);
-    departure->numbers = (struct progress_numbers){
-        .stage = "prepare", .phase = "disk", .disk_base = "none", .converging = true, .blackout_ms = -1};
+    departure->numbers = (struct progress_numbers){.stage = "prepare",
+                                                   .phase = "disk",
+                                                   .disk_base = "none",
+                                                   .converging = true,
+                                                   .blackout_ms = -1,
+                                                   .running_ms = -1};
     departure->progress = progress_new(&options->move, machine_config(machine)->name, host->name,
                                        options->peer.name, options->dry_run);
     int r = session_init(&departure->session, options->bandwidth, err);

@@ -6,7 +6,8 @@
  *   departure_connect.c   the connections
  *   departure_prepare.c   lets the destination check, chooses bases, sends files
  *   departure_rounds.c    the disks' rounds, marks and claims
- *   departure_transfer.c  rounds, the memory stream, the pause
+ *   departure_transfer.c  rounds, memory beside them, the pause
+ *   departure_memory.c    QEMU's stream: before the switch, or after it
  *   departure_compare.c   an emulated guest's memory is compared, because QEMU's dirty tracking of it has
  * holes
  *   departure_split.c     what a post-copy move does otherwise
@@ -68,6 +69,8 @@ struct departure {
         uint8_t bytes[COMPARE_MESSAGE];
     } * hashes, **last_hashes;
     bool migrating;             /* QEMU was told to migrate */
+    bool memory_later;          /* after the switch: a wish until the destination has said "opened" */
+    bool memory_wanted;         /* the destination's newest hello: it waits for the rest */
     int futile;                 /* passes over memory in a row that gained nothing */
     _Atomic int64_t stopped_at; /* clock_now() of QEMU's STOP; set by the QMP thread */
     _Atomic int migration;      /* enum departure_migration; set by the QMP thread */
@@ -84,6 +87,7 @@ enum departure_migration {
     MIGRATION_NONE,
     MIGRATION_ACTIVE,
     MIGRATION_PRE_SWITCHOVER,
+    MIGRATION_POSTCOPY,
     MIGRATION_COMPLETED,
     MIGRATION_FAILED
 };
@@ -110,12 +114,39 @@ int departure_connect(struct departure *departure, bool again, int64_t deadline,
 #define MOVE_CONNECT_NS (10 * NSEC_PER_SEC)
 /* The data connections. */
 int departure_connect_data(struct departure *departure, struct err *err);
-/* The next frame, of `type`, whose content does not matter. "opened" may come before it and is remembered. */
-int departure_await(struct departure *departure, enum frame_type type, int64_t deadline, struct err *err);
+/* The next frame, of `type`. "opened" may come before it and is remembered. `ret` (may be NULL): the caller
+ * frees it. */
+int departure_await(struct departure *departure, enum frame_type type, int64_t deadline, struct mail **ret,
+                    struct err *err);
 bool departure_qemu_alive(const struct departure *departure);
 /* 0, or why the move cannot go on: cancelled, link broken, QEMU gone; with the user's --timeout too. */
 int departure_check(struct departure *departure, struct err *err);
 int departure_check_time(struct departure *departure, struct err *err);
+
+/* --- departure_memory.c --- */
+
+/* QEMU begins its stream. */
+int departure_start_memory(struct departure *departure, struct err *err);
+/* QEMU's numbers for those who watch; -EIO when it gave up. */
+int departure_watch_memory(struct departure *departure, struct err *err);
+/* 0 when no page has gone over yet. */
+int departure_check_unsent(struct departure *departure, struct err *err);
+/* Until QEMU has sent everything and the destination's has confirmed it. */
+int departure_wait_completed(struct departure *departure, struct err *err);
+/* After this QEMU knows of no migration; at any moment before the commit, or when the guest comes back. */
+void departure_cancel_memory(struct departure *departure);
+/* After the switch: memory goes over, however often the link breaks, until all of it is there or one of the
+ * two guests is gone. Fails only when a human decides that the guest runs here. */
+int departure_follow(struct departure *departure, struct err *err);
+/* The guest was continued here after the commit. QMP's thread. */
+void departure_fence(struct departure *departure);
+
+/* --- departure_commit.c --- */
+
+/* Asks over new connections what became of the commit. */
+int departure_ask_again(struct departure *departure, struct err *err);
+/* The guest comes back: the record first, then the rollbacks of the stage table continue it. Fails always. */
+int departure_keep(struct departure *departure, int code, const char *why, struct err *err);
 
 /* --- departure_rounds.c --- */
 
@@ -172,6 +203,8 @@ int departure_hash_memory(struct departure *departure, struct err *err);
 void departure_drop_hashes(struct departure *departure);
 int departure_compare(struct departure *departure, struct err *err);
 bool departure_emulated(const struct departure *departure);
+/* QEMU's dirty tracking decides what goes over, and cannot be trusted with this guest. */
+bool departure_compares(const struct departure *departure);
 
 /* plan.c. plan_begin starts what takes a second to measure, plan_measure measures the link, and plan_predict
  * fills departure->prediction from both, the relocates and the time that "prepare" has taken. */

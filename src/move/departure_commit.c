@@ -90,6 +90,15 @@ static int ask_again(struct departure *departure, enum answer *ret, struct err *
     return r < 0 ? r : ask(departure, ret, err);
 }
 
+int departure_ask_again(struct departure *departure, struct err *err)
+{
+    enum answer answer = ANSWER_RUNNING;
+    int r = ask_again(departure, &answer, err);
+    return r == 0 && answer != ANSWER_RUNNING
+               ? err_set(err, EPROTO, "%s took the guest, and now refuses it", departure->options.peer.name)
+               : r;
+}
+
 /* Asks until there is an answer. -EINTR: a human decided. */
 static int ask_until_answered(struct departure *departure, enum answer *ret)
 {
@@ -118,8 +127,7 @@ static int ask_until_answered(struct departure *departure, enum answer *ret)
     return r;
 }
 
-/* The guest comes back: the record first, then the rollbacks of the stage table continue it. */
-static int keep(struct departure *departure, int code, const char *why, struct err *err)
+int departure_keep(struct departure *departure, int code, const char *why, struct err *err)
 {
     departure_drop_lender(departure); /* before the guest may write again */
     take_back(departure, code == EINTR);
@@ -156,12 +164,13 @@ int departure_commit(struct departure *departure, struct err *err)
     enum answer answer;
     int r = ask_until_answered(departure, &answer);
     if (r == -EINTR)
-        return keep(departure, EINTR, "a human decided that the guest runs here", err);
+        return departure_keep(departure, EINTR, "a human decided that the guest runs here", err);
     if (answer == ANSWER_REFUSED)
-        return keep(departure, ESTALE, "the destination gave up waiting and durably refused the hand-over",
-                    err);
+        return departure_keep(departure, ESTALE,
+                              "the destination gave up waiting and durably refused the hand-over", err);
     if (departure->stopped_at)
         departure->numbers.blackout_ms = (clock_now() - departure->stopped_at) / NSEC_PER_MSEC;
+    departure->numbers.running_ms = (clock_now() - departure->began) / NSEC_PER_MSEC;
     departure_show(departure);
     return 0;
 }
@@ -195,6 +204,8 @@ static int become_replica(struct departure *departure, struct err *err)
 /* The guest runs there. What fails here costs bytes on the way back, or is done again at the next start. */
 int departure_finish(struct departure *departure, struct err *err)
 {
+    if (departure->memory_later && departure_follow(departure, err) < 0)
+        return -err->code;
     if (departure->session.control &&
         link_send(departure->session.control, FRAME_FINISH, NULL, 0, NULL, 0, err) == 0)
         link_drain(departure->session.control, clock_now() + NSEC_PER_SEC, NULL);

@@ -21,6 +21,11 @@ bool departure_emulated(const struct departure *departure)
            strcmp(accel, "tcg") == 0;
 }
 
+bool departure_compares(const struct departure *departure)
+{
+    return departure_emulated(departure) && !departure->memory_later;
+}
+
 void departure_view_memory(struct departure *departure)
 {
     struct err err;

@@ -9,6 +9,8 @@
 #include "move/departure.h"
 
 #include <errno.h>
+#include <netinet/in.h>
+#include <netinet/tcp.h>
 #include <string.h>
 
 /* Only return traffic arrives on data links; control frames go to the walker. */
@@ -20,7 +22,9 @@ static int on_frame(void *arg, struct link *link, const struct frame *frame, con
     struct wire_mark mark;
     switch (frame->type) {
     case FRAME_BACK:
-        return session->relay ? relay_write(session->relay, payload, frame->length, err) : 0;
+        return session->stream ? stream_take(session->stream, link, payload, frame->length, err) : 0;
+    case FRAME_TAKEN:
+        return stream_peer_took(session->stream, payload, frame->length, err);
     case FRAME_CANCEL:
         session->cancel_heard = true;
         session_cancel(session);
@@ -50,10 +54,15 @@ static void on_closed(void *arg, struct link *link, const struct err *err)
     session_lost(&departure->session, err);
 }
 
-/* A tenth of a second of a limited bandwidth: what is queued delays a cancel, and the switch. */
+#define PROMPT_BYTES (128 * KiB)
+
+/* A tenth of a second of a limited bandwidth: what is queued delays a cancel, and the switch. Or what the
+ * guest waits for there. */
 static size_t queue_bytes(const struct departure *departure)
 {
     uint64_t bandwidth = departure->options.bandwidth;
+    if (departure->memory_later)
+        return PROMPT_BYTES;
     return bandwidth ? MIN(MAX(bandwidth / 10, 256 * KiB), 2 * MiB) : 2 * MiB;
 }
 
@@ -93,10 +102,30 @@ static int start_link(struct departure *departure, bool control, struct tls *tls
         .queue_bytes = control ? 0 : queue_bytes(departure),
     };
     struct link_handler handler = {.frame = on_frame, .closed = on_closed, .arg = departure};
+    const int prompt = PROMPT_BYTES;
+    if (!control && departure->memory_later) /* in the kernel's queue too; only slower without */
+        setsockopt(tls_socket(tls), IPPROTO_TCP, TCP_NOTSENT_LOWAT, &prompt, sizeof prompt);
     return link_start(tls, &options, &handler, ret, err);
 }
 
-int departure_await(struct departure *departure, enum frame_type type, int64_t deadline, struct err *err)
+/* What the destination can do. */
+static int take_opened(struct departure *departure, const struct mail *mail, struct err *err)
+{
+    _cleanup_json_ json_t *opened = NULL;
+    int r = json_parse((const char *)mail->payload, mail->frame.length, "opened", &opened, err);
+    if (r < 0)
+        return r;
+    departure->opened = true;
+    if (!departure->memory_later || json_bool(opened, "memory_later", false))
+        return 0;
+    departure->memory_later = false;
+    progress_note(departure->progress, "memory goes before the switch: %s",
+                  json_str(opened, "why", "the destination cannot take it later"));
+    return 0;
+}
+
+int departure_await(struct departure *departure, enum frame_type type, int64_t deadline, struct mail **ret,
+                    struct err *err)
 {
     for (;;) {
         struct mail *mail;
@@ -107,10 +136,12 @@ int departure_await(struct departure *departure, enum frame_type type, int64_t d
         if (r < 0)
             return r;
         enum frame_type came = mail->frame.type;
+        r = came == FRAME_OPENED ? take_opened(departure, mail, err) : 0;
+        if (r == 0 && came == type && ret)
+            *ret = TAKE_PTR(mail);
         free(mail);
-        departure->opened = departure->opened || came == FRAME_OPENED;
-        if (came == type)
-            return 0;
+        if (r < 0 || came == type)
+            return r;
         if (came != FRAME_OPENED)
             return err_set(err, EPROTO, "the destination sent \"%s\" where \"%s\" was due",
                            frame_type_name(came), frame_type_name(type));
@@ -119,15 +150,21 @@ int departure_await(struct departure *departure, enum frame_type type, int64_t d
 
 /* Every connection begins with a hello and its answer. */
 static int greet(struct departure *departure, struct link *link, const char *role, int index,
-                 int64_t deadline, struct err *err)
+                 int64_t deadline, json_t **ret, struct err *err)
 {
     char move[ID_TEXT_SIZE];
-    _cleanup_json_ json_t *hello =
-        json_pack("{s:i, s:s, s:i, s:s, s:s, s:s}", "protocol", MOVE_PROTOCOL_VERSION, "role", role, "index",
-                  index, "move", id_format(&departure->options.move, move), "host", departure->host->name,
-                  "version", ORAI_VERSION);
+    struct mail *mail = NULL;
+    _cleanup_json_ json_t *hello = json_pack(
+        "{s:i, s:s, s:i, s:s, s:s, s:s, s:I}", "protocol", MOVE_PROTOCOL_VERSION, "role", role, "index",
+        index, "move", id_format(&departure->options.move, move), "host", departure->host->name, "version",
+        ORAI_VERSION, "taken", (json_int_t)stream_taken(departure->session.stream));
     int r = link_send_json(link, FRAME_HELLO, hello, err);
-    return r < 0 ? r : departure_await(departure, FRAME_HELLO, deadline, err);
+    if (r == 0)
+        r = departure_await(departure, FRAME_HELLO, deadline, &mail, err);
+    if (r == 0)
+        r = json_parse((const char *)mail->payload, mail->frame.length, "the destination's hello", ret, err);
+    free(mail);
+    return r;
 }
 
 int departure_connect(struct departure *departure, bool again, int64_t deadline, struct err *err)
@@ -138,9 +175,12 @@ int departure_connect(struct departure *departure, bool again, int64_t deadline,
         *err = opening.err;
         return -err->code;
     }
+    _cleanup_json_ json_t *hello = NULL;
     int r = start_link(departure, true, opening.tls, &departure->session.control, err);
     if (r == 0)
-        r = greet(departure, departure->session.control, again ? "again" : "control", 0, deadline, err);
+        r = greet(departure, departure->session.control, again ? "again" : "control", 0, deadline, &hello,
+                  err);
+    departure->memory_wanted = json_bool(hello, "memory_wanted", false);
     return r;
 }
 
@@ -149,6 +189,7 @@ static int add_data(struct departure *departure, unsigned index, const struct op
                     struct err *err)
 {
     struct link *link;
+    _cleanup_json_ json_t *hello = NULL;
     if (!opening->tls) {
         *err = opening->err;
         return -err->code;
@@ -157,7 +198,10 @@ static int add_data(struct departure *departure, unsigned index, const struct op
     if (r < 0)
         return r;
     session_add_data(&departure->session, link);
-    return greet(departure, link, "data", (int)index, opening->deadline, err);
+    r = greet(departure, link, "data", (int)index, opening->deadline, &hello, err);
+    if (r == 0 && departure->session.stream) /* it goes on where it was */
+        r = stream_attach(departure->session.stream, link, json_u64(hello, "taken", 0), err);
+    return r;
 }
 
 /* Their handshakes, which are most of the round trips, run side by side. */

@@ -177,6 +177,7 @@ static int send_prepare(struct departure *departure, const struct travelling_fil
         json_object_set_new(prepare, "firmware_bytes", json_integer((json_int_t)firmware));
     }
     json_object_set_new(prepare, "compare_memory", json_boolean(departure_emulated(departure)));
+    json_object_set_new(prepare, "memory_later", json_boolean(departure->memory_later));
     return link_send_json(departure->session.control, FRAME_PREPARE, prepare, err);
 }
 
@@ -331,9 +332,9 @@ static void choose_epoch(struct departure *departure, const struct offer *offer)
 
 static int wait_opened(struct departure *departure, struct err *err)
 {
-    return departure->opened
-               ? 0
-               : departure_await(departure, FRAME_OPENED, clock_now() + MOVE_OPEN_MS * NSEC_PER_MSEC, err);
+    return departure->opened ? 0
+                             : departure_await(departure, FRAME_OPENED,
+                                               clock_now() + MOVE_OPEN_MS * NSEC_PER_MSEC, NULL, err);
 }
 
 static int prepare(struct departure *departure, const struct travelling_file files[2], struct offer *offer,
@@ -374,6 +375,7 @@ int departure_prepare(struct departure *departure, struct err *err)
     char status[32];
     int r = qemu_status(machine_qemu(departure->machine), status, err);
     departure->guest_runs = r == 0 && strcmp(status, "running") == 0;
+    departure->memory_later = departure->options.memory_later && !departure->options.dry_run;
     plan_begin(departure);
     if (r == 0)
         r = departure_connect(departure, false, clock_now() + MOVE_CONNECT_NS, err);

@@ -102,15 +102,6 @@ static int bounded_round(struct departure *departure, struct err *err)
 /* --- memory ----------------------------------------------------------------------------------------------
  */
 
-/* Relay's thread: QEMU's stream goes out on the first data connection, in order. */
-static int forward_stream(void *arg, const void *data, size_t size)
-{
-    struct departure *departure = arg;
-    if (!data)
-        return 0; /* QEMU closed: its MIGRATION event says how it ended */
-    return link_send(departure->session.data[0], FRAME_STREAM, NULL, 0, data, size, NULL);
-}
-
 /* What QEMU may plan for its last pass: a tenth of the blackout that the user allows, since QEMU's own idea
  * of the bandwidth is too good and device state, fsyncs and the commit come on top; more after each pass that
  * gained nothing, up to a half. */
@@ -120,45 +111,6 @@ static uint64_t memory_downtime_ms(const struct departure *departure)
     if (forced(departure))
         return 3600000;
     return MAX(MIN(allowed / 10 << MIN(departure->futile, 4), allowed / 2), UINT64_C(5));
-}
-
-static int start_memory(struct departure *departure, struct err *err)
-{
-    char path[PATH_MAX];
-    snprintf(path, sizeof path, "%s/migrate.sock", departure->host->env.run_dir);
-    int r = relay_listen(path, departure->host->env.uid, forward_stream, departure, &departure->session.relay,
-                         err);
-    if (r < 0)
-        return r;
-    departure->numbers.phase = "memory";
-    departure->numbers.converging = true;
-    departure->migrating = true;
-    r = qemu_migrate_start(machine_qemu(departure->machine), 0, 0, err);
-    if (r == 0 && departure_emulated(departure))
-        departure_view_memory(departure); /* QEMU is busy with its first pass meanwhile */
-    return r;
-}
-
-static int watch_memory(struct departure *departure, struct err *err)
-{
-    struct qemu_migration migration;
-    int r = qemu_migrate_query(machine_qemu(departure->machine), &migration, err);
-    if (r < 0)
-        return r;
-    qemu_hurry(machine_qemu(departure->machine),
-               true); /* again and again: its migration thread starts when it likes */
-    struct progress_numbers *numbers = &departure->numbers;
-    numbers->memory_total = migration.ram_total;
-    numbers->memory_sent = relay_bytes(departure->session.relay);
-    numbers->memory_remaining = migration.ram_remaining;
-    numbers->memory_iterations = migration.iterations;
-    numbers->dirty_rate = migration.dirty_rate;
-    plan_refine(departure);
-    if (strcmp(migration.status, "failed") == 0)
-        return err_set(err, EIO, "QEMU's migration failed: %s",
-                       migration.error[0] ? migration.error : "it does not say why");
-    departure_show(departure);
-    return 0;
 }
 
 /* A round beside memory, a little at a time, so that the switch never waits long for it. */
@@ -218,7 +170,7 @@ static int stream_memory(struct departure *departure, struct err *err)
             r = allow_switch(departure, &downtime_ms, err);
         if (r == 0 && clock_now() - shown > SHOW_NS) {
             shown = clock_now();
-            r = watch_memory(departure, err);
+            r = departure_watch_memory(departure, err);
             judge_memory(departure, &iteration, &least);
         }
         if (r == 0 && departure->migration != MIGRATION_FAILED && !departure->split)
@@ -231,7 +183,7 @@ static int stream_memory(struct departure *departure, struct err *err)
             return r;
     }
     if (departure->migration == MIGRATION_FAILED) {
-        int r = watch_memory(departure, err);
+        int r = departure_watch_memory(departure, err);
         return r < 0 ? r : err_set(err, EIO, "QEMU gave the migration up");
     }
     departure->numbers.phase = "switchover";
@@ -251,22 +203,14 @@ int departure_transfer(struct departure *departure, struct err *err)
     if (r == 0)
         r = fault_point(err, "source.transfer.memory");
     if (r == 0)
-        r = start_memory(departure, err);
+        r = departure_start_memory(departure, err);
     return r < 0 ? r : stream_memory(departure, err);
 }
 
 /* After this QEMU runs the guest and knows of no migration. */
 void departure_untransfer(struct departure *departure)
 {
-    struct err err;
-    if (departure->migrating && departure_qemu_alive(departure) &&
-        qemu_migrate_cancel(machine_qemu(departure->machine), &err) < 0)
-        log_warning("cannot cancel QEMU's migration: %s", err.text);
-    if (departure->migrating && departure_qemu_alive(departure))
-        qemu_hurry(machine_qemu(departure->machine), false);
-    departure->migrating = false;
-    if (departure->session.relay)
-        relay_stop(departure->session.relay);
+    departure_cancel_memory(departure);
 }
 
 /* --- the pause -------------------------------------------------------------------------------------------
@@ -284,41 +228,28 @@ static int last_round(struct departure *departure, struct err *err)
     return r < 0 ? r : rounds_mark(departure, true, err);
 }
 
-static int wait_completed(struct departure *departure, struct err *err)
-{
-    int64_t deadline = clock_now() + PAUSE_LIMIT_NS;
-    while (departure->migration < MIGRATION_COMPLETED) {
-        int r = departure_check(departure, err);
-        if (r == 0 && clock_now() > deadline)
-            r = err_set(err, ETIMEDOUT, "QEMU did not finish its stream within %d s of the pause",
-                        (int)(PAUSE_LIMIT_NS / NSEC_PER_SEC));
-        if (r == 0)
-            r = session_nap(&departure->session, clock_now() + 20 * NSEC_PER_MSEC, err);
-        if (r < 0)
-            return r;
-    }
-    return departure->migration == MIGRATION_COMPLETED
-               ? 0
-               : err_set(err, EIO, "QEMU gave the migration up at its end");
-}
-
 int departure_pause(struct departure *departure, struct err *err)
 {
     _cleanup_json_ json_t *ready = NULL;
-    int r = qemu_migrate_continue(machine_qemu(departure->machine), err);
+    struct qemu *qemu = machine_qemu(departure->machine);
+    int r = departure->memory_later ? departure_check_unsent(departure, err) : 0;
+    if (r == 0)
+        r = qemu_migrate_continue(qemu, err);
     if (r == 0)
         r = last_round(departure, err);
-    if (r == 0 && departure_emulated(departure))
+    if (r == 0 && departure_compares(departure))
         r = departure_hash_memory(departure, err);
-    if (r == 0)
-        r = wait_completed(departure, err);
-    if (r == 0 && departure_emulated(departure))
+    if (r == 0 && !departure->memory_later)
+        r = departure_wait_completed(departure, err);
+    if (r == 0 && departure_compares(departure))
         r = departure_compare(departure, err);
     if (r == 0)
         r = session_wait_json(&departure->session, FRAME_READY, clock_now() + PAUSE_LIMIT_NS, &ready, err);
-    departure->numbers.memory_sent = relay_bytes(departure->session.relay);
+    departure->numbers.memory_sent = stream_bytes(departure->session.stream);
+    if (r == 0 && !departure->memory_later)
+        departure->numbers.memory_remaining = 0;
     if (r == 0)
-        departure->numbers.disk_remaining = departure->numbers.memory_remaining = 0;
+        departure->numbers.disk_remaining = 0;
     return r;
 }
 

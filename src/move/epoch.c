@@ -62,11 +62,11 @@ static json_t *record_to_json(const struct epoch_record *record)
                        : NULL;
     if (has_peer(record) && !peer)
         return NULL;
-    return json_pack("{s:s, s:I, s:s, s:b, s:b, s:b, s:b, s:b, s:I, s:I, s:s, s:o*, s:s*}", "format",
+    return json_pack("{s:s, s:I, s:s, s:b, s:b, s:b, s:b, s:b, s:b, s:I, s:I, s:s, s:o*, s:s*}", "format",
                      EPOCH_FORMAT, "epoch", (json_int_t)record->epoch, "role", epoch_role_name(record->role),
                      "ready", record->ready, "guest_runs", record->guest_runs, "forked", record->forked,
-                     "lent", record->lent, "borrowed", record->borrowed, "refused",
-                     (json_int_t)record->refused, "was", (json_int_t)record->was, "move",
+                     "lent", record->lent, "borrowed", record->borrowed, "memory_away", record->memory_away,
+                     "refused", (json_int_t)record->refused, "was", (json_int_t)record->was, "move",
                      id_format(&record->move, move), "peer", peer, "from",
                      is_known(&record->from) ? fingerprint_format(&record->from, from) : NULL);
 }
@@ -136,6 +136,7 @@ static int record_from_json(const json_t *json, struct epoch_record *ret, struct
         (r = get_bool(json, "forked", false, &record.forked, err)) < 0 ||
         (r = get_bool(json, "lent", false, &record.lent, err)) < 0 ||
         (r = get_bool(json, "borrowed", false, &record.borrowed, err)) < 0 ||
+        (r = get_bool(json, "memory_away", false, &record.memory_away, err)) < 0 ||
         (peer && (r = peer_from_json(peer, &record, err)) < 0) ||
         (json_object_get(json, "from") && (r = from_from_json(json, &record, err)) < 0))
         return r;

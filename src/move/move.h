@@ -48,6 +48,7 @@ struct move_options {
     struct id move; /* random id of this try */
     struct move_peer peer;
     enum move_mode mode;
+    bool memory_later; /* memory goes over after the switch, where both QEMUs can */
     bool dry_run;
     uint64_t bandwidth; /* bytes per second on the wire, 0 = unlimited */
     uint64_t max_blackout_ms;
@@ -57,7 +58,7 @@ struct move_options {
 };
 
 /* {"peer":{"name","address","port","fingerprint"},"move":ID,"dry_run":..,"bandwidth":..,"max_blackout_ms":..,
- *  "timeout_ms":..,"on_timeout":"cancel"|"pause","connections":..} */
+ *  "timeout_ms":..,"on_timeout":"cancel"|"pause","connections":..,"mode":..,"memory":"precopy"|"postcopy"} */
 int move_options_from_json(const json_t *json, struct move_options *ret, struct err *err);
 
 /* --- source --- */
@@ -105,6 +106,14 @@ int arrival_cancel(struct arrival *arrival, struct err *err);
 int arrival_run_here(struct arrival *arrival, struct err *err);
 enum move_outcome arrival_outcome(const struct arrival *arrival);
 json_t *arrival_status(const struct arrival *arrival);
+/* Every event of the machine's QEMU goes here while the arrival lives; QMP reader thread. */
+void arrival_qemu_event(struct arrival *arrival, const char *event, const json_t *data);
+/* Ends a guest that runs here already while its memory still comes. -EBUSY before that. */
+int arrival_kill(struct arrival *arrival, struct err *err);
+/* This host owns the guest, though some of its memory may still come. */
+bool arrival_is_here(const struct arrival *arrival);
+/* Once it is over: what went wrong, though the VM is here; code 0 = nothing. */
+const struct err *arrival_error(const struct arrival *arrival);
 /* The machine that came, once MOVE_MOVED; the caller's from then on. */
 struct machine *arrival_machine(struct arrival *arrival);
 /* Who fetches what its disks still lack; NULL: nothing. The caller's from then on. */

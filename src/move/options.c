@@ -57,13 +57,16 @@ static int check_types(const json_t *json, struct err *err)
             return err_set(err, EINVAL, "move: \"%s\" must be a whole number, not negative", numbers[i]);
     }
     const json_t *dry_run = json_object_get(json, "dry_run"),
-                 *on_timeout = json_object_get(json, "on_timeout"), *mode = json_object_get(json, "mode");
+                 *on_timeout = json_object_get(json, "on_timeout"), *mode = json_object_get(json, "mode"),
+                 *memory = json_object_get(json, "memory");
     if (dry_run && !json_is_boolean(dry_run))
         return err_set(err, EINVAL, "move: \"dry_run\" must be true or false");
     if (on_timeout && !json_is_string(on_timeout))
         return err_set(err, EINVAL, "move: \"on_timeout\" must be a string");
     if (mode && !json_is_string(mode))
         return err_set(err, EINVAL, "move: \"mode\" must be a string");
+    if (memory && !json_is_string(memory))
+        return err_set(err, EINVAL, "move: \"memory\" must be a string");
     return 0;
 }
 
@@ -105,6 +108,10 @@ int move_options_from_json(const json_t *json, struct move_options *ret, struct 
     if (move_mode_parse(json_str(json, "mode", "auto"), &options.mode) < 0)
         return err_set(err, EINVAL, "mode must be precopy, postcopy, hybrid or auto, not \"%s\"",
                        json_str(json, "mode", ""));
+    const char *memory = json_str(json, "memory", "precopy");
+    options.memory_later = strcmp(memory, "postcopy") == 0;
+    if (!options.memory_later && strcmp(memory, "precopy") != 0)
+        return err_set(err, EINVAL, "memory must be precopy or postcopy, not \"%s\"", memory);
     options.connections = (unsigned)connections;
     options.pause_on_timeout = strcmp(on_timeout, "pause") == 0;
     *ret = options;

@@ -50,7 +50,7 @@ static int burst(struct departure *departure, size_t bytes, int64_t *ret_ns, str
         if (r < 0)
             return r;
     } while (!last);
-    int r = departure_await(departure, FRAME_PROBED, began + MOVE_ANSWER_MS * NSEC_PER_MSEC, err);
+    int r = departure_await(departure, FRAME_PROBED, began + MOVE_ANSWER_MS * NSEC_PER_MSEC, NULL, err);
     if (r < 0)
         return r;
     *ret_ns = clock_now() - began;

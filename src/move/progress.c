@@ -153,17 +153,18 @@ json_t *progress_json(struct progress *progress, const char *role)
                                   "remaining_bytes", (json_int_t)n->disk_remaining, "round",
                                   (json_int_t)n->disk_rounds, "full_bytes", (json_int_t)n->disk_full,
                                   "later_bytes", (json_int_t)n->disk_later, "base", n->disk_base));
-    json_object_set_new(json, "memory",
-                        json_pack("{s:I, s:I, s:I, s:I}", "total_bytes", (json_int_t)n->memory_total,
-                                  "sent_bytes", (json_int_t)n->memory_sent, "remaining_bytes",
-                                  (json_int_t)n->memory_remaining, "iteration",
-                                  (json_int_t)n->memory_iterations));
+    json_object_set_new(
+        json, "memory",
+        json_pack("{s:I, s:I, s:I, s:I, s:I}", "total_bytes", (json_int_t)n->memory_total, "sent_bytes",
+                  (json_int_t)n->memory_sent, "remaining_bytes", (json_int_t)n->memory_remaining, "iteration",
+                  (json_int_t)n->memory_iterations, "later_bytes", (json_int_t)n->memory_later));
     json_object_set_new(json, "rate", json_integer((json_int_t)progress->rate));
     json_object_set_new(json, "dirty_rate", json_integer((json_int_t)n->dirty_rate));
     json_object_set_new(json, "eta_ms", eta_json(progress));
     json_object_set_new(json, "converging", json_boolean(n->converging));
     json_object_set_new(json, "elapsed_ms", json_integer((end - progress->started) / NSEC_PER_MSEC));
     json_object_set_new(json, "blackout_ms", n->blackout_ms < 0 ? json_null() : json_integer(n->blackout_ms));
+    json_object_set_new(json, "running_ms", n->running_ms < 0 ? json_null() : json_integer(n->running_ms));
     json_object_set_new(json, "predicted", prediction_json(&progress->prediction));
     json_object_set_new(json, "notes", json_deep_copy(progress->notes));
     json_object_set_new(json, "error", progress->error.code ? err_to_json(&progress->error) : json_null());

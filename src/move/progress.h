@@ -35,9 +35,11 @@ struct progress_numbers {
     uint64_t disk_sent, disk_remaining, disk_full, disk_rounds;
     uint64_t disk_later; /* bytes that are fetched after the switch, at most */
     uint64_t memory_total, memory_sent, memory_remaining, memory_iterations;
-    uint64_t dirty_rate; /* of disk or memory, whichever the phase sends */
+    uint64_t memory_later; /* of memory_sent: after the switch */
+    uint64_t dirty_rate;   /* of disk or memory, whichever the phase sends */
     bool converging;
     int64_t blackout_ms; /* -1 = not known yet */
+    int64_t running_ms;  /* from the move's beginning until the guest ran there; -1 = it does not yet */
 };
 
 struct progress;

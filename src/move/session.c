@@ -76,10 +76,10 @@ void session_stop_data(struct session *session)
 /* The control link goes last: what a data link's thread meets it reports there. */
 void session_reset(struct session *session)
 {
-    /* Relay and links call into each other: all are stopped, then the relay's thread ends, then the links',
-     * and what they used is freed last. */
+    /* Stream and links call into each other: all links are stopped, then the stream lets go of them, then
+     * they end, and what they used is freed last. */
     session_stop(session);
-    relay_join(session->relay);
+    stream_interrupt(session->stream);
     struct link *data[MOVE_MAX_CONNECTIONS];
     pthread_mutex_lock(&session->lock);
     unsigned count = session->data_count;
@@ -90,7 +90,9 @@ void session_reset(struct session *session)
     for (unsigned i = 0; i < count; i++)
         link_free(data[i]);
     link_free(TAKE_PTR(session->control));
-    relay_free(TAKE_PTR(session->relay));
+    stream_detach(session->stream);
+    if (!stream_is_lasting(session->stream))
+        stream_free(TAKE_PTR(session->stream));
     pthread_mutex_lock(&session->lock);
     for (struct mail *mail; (mail = take_first(session));)
         free(mail);
@@ -102,6 +104,7 @@ void session_reset(struct session *session)
 void session_done(struct session *session)
 {
     session_reset(session);
+    stream_free(session->stream);
     budget_free(session->budget);
     pthread_cond_destroy(&session->changed);
     pthread_mutex_destroy(&session->lock);

@@ -8,9 +8,9 @@
  */
 #pragma once
 
-#include "memory/relay.h"
 #include "move/budget.h"
 #include "move/link.h"
+#include "move/stream.h"
 
 #include <pthread.h>
 
@@ -41,7 +41,7 @@ struct session {
     struct link *control;
     struct link *data[MOVE_MAX_CONNECTIONS];
     unsigned data_count;
-    struct relay *relay; /* QEMU's stream: its thread sends on data[0], links' threads write to it */
+    struct stream *stream; /* QEMU's: its thread sends on data[0], links' threads write to it */
     struct budget *budget;
     uint32_t marked; /* source: newest mark that the destination made durable */
 };
@@ -52,14 +52,16 @@ void session_done(struct session *session);
 /* The calling thread, and those that it makes, run before others from here on: on a busy host a move must not
  * wait for the guest that it moves. */
 void session_hurry(void);
-/* Stops all links without joining them: whoever waits inside link_send comes back. Before relay_join. */
+/* Stops all links without joining them: whoever waits inside link_send comes back. Before stream_interrupt.
+ */
 void session_stop(struct session *session);
 /* The same for the data links only: the peer has failed, and reads no more of what waits there. Any thread.
  */
 void session_stop_data(struct session *session);
 /* One more data link, at most MOVE_MAX_CONNECTIONS. */
 void session_add_data(struct session *session, struct link *link);
-/* Drops links and mail of a broken connection, so that another may be made (after the commit). */
+/* Drops links and mail of a broken connection, so that another may be made (after the commit). A stream that
+ * lasts is kept. */
 void session_reset(struct session *session);
 
 /* For link callbacks: keeps a copy of the frame for the walker. Waits a little while 64 lie there unread

@@ -42,6 +42,8 @@ void events_from_qemu(void *arg, const char *event, const json_t *data)
     note(&events->news, event, data);
     if (events->departure)
         departure_qemu_event(events->departure, event, data);
+    if (events->arrival)
+        arrival_qemu_event(events->arrival, event, data);
     pthread_mutex_unlock(&events->mutex);
     eventfd_write(events->wake, 1);
 }

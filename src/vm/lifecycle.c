@@ -50,7 +50,8 @@ void vm_end(struct vm *vm, enum vm_state state, const char *why)
     vm_want_paused(vm, false);
     vm_set_state(vm, state);
     vm->ended = why;
-    control_tell(vm->control, json_pack("{s:s, s:s}", "event", "ended", "why", why));
+    control_tell(vm->control, json_pack("{s:s, s:s, s:s*}", "event", "ended", "why", why, "reason",
+                                        vm->reason[0] ? vm->reason : NULL));
 }
 
 int vm_kill(struct vm *vm, struct err *err)
@@ -124,7 +125,7 @@ void vm_take_news(struct vm *vm)
         return;
     if (news.gone && qemu_has_exited(vm)) {
         vm->lost_deadline = 0;
-        if (!news.shut_down)
+        if (!news.shut_down && !vm->reason[0])
             snprintf(vm->reason, sizeof vm->reason,
                      "QEMU ended without the guest having shut down; see %.160s/qemu.log",
                      vm->options.vm_dir);
@@ -279,7 +280,42 @@ int vm_start(struct vm *vm, struct err *err)
 /* --- resume ------------------------------------------------------------------------------------------------
  */
 
-/* A migration that was under way when our predecessor died before the commit: the guest goes on here. */
+/* Ends a QEMU of which only the record is left: half arrived, or not ended after it had left. */
+static int end_leftover(struct vm *vm, struct err *err)
+{
+    char path[PATH_MAX];
+    pid_t pid;
+    int pidfd;
+    if (find_qemu(vm, &pid, &pidfd) < 0)
+        return 0;
+    log_info("ending a QEMU that is left over (pid %d)", (int)pid);
+    int r = pid_signal_wait(pidfd, SIGKILL, 10000);
+    close(pidfd);
+    if (r < 0)
+        return err_sys(err, r, "cannot end QEMU (pid %d)", (int)pid);
+    qemu_record_path(vm, path);
+    unlink(path);
+    return 0;
+}
+
+/* What orai-vm carried between the two QEMUs died with it, and neither has the whole guest any more. Its main
+ * thread may wait for a page for ever, so QEMU is not asked. */
+static int lose_memory(struct vm *vm, struct err *err)
+{
+    struct epoch_record record = *epoch_get(vm->epoch);
+    record.memory_away = false;
+    int r = end_leftover(vm, err);
+    if (r == 0)
+        r = epoch_set(vm->epoch, &record, err);
+    if (r < 0)
+        return r;
+    err_set(err, ESRCH, "the guest has crashed: orai-vm ended while some of its memory was still on %s",
+            record.peer.name);
+    return err_hint(err, "start it again with: orai start %s", vm->config.name);
+}
+
+/* A migration that was under way when our predecessor died before the commit: the guest goes on here. Not so
+ * in post-copy, as above. */
 static int end_migration(struct vm *vm, struct err *err)
 {
     struct qemu *qemu = machine_qemu(vm->machine);
@@ -287,6 +323,8 @@ static int end_migration(struct vm *vm, struct err *err)
     int r = qemu_migrate_query(qemu, &migration, err);
     if (r < 0)
         return r;
+    if (strncmp(migration.status, "postcopy-", 9) == 0)
+        return lose_memory(vm, err);
     if (strcmp(migration.status, "none") != 0)
         log_info("QEMU's migration is \"%s\": the guest stays here", migration.status);
     return qemu_migrate_cancel(qemu, err);
@@ -321,6 +359,8 @@ static int resume_owner(struct vm *vm, struct err *err)
         return -ESRCH;
     }
     close(pidfd);
+    if (epoch_get(vm->epoch)->memory_away)
+        return lose_memory(vm, err);
     r = machine_new(&vm->host.env, &vm->config, &vm->machine, err);
     if (r == 0)
         r = claim_disks(vm, err);
@@ -333,24 +373,6 @@ static int resume_owner(struct vm *vm, struct err *err)
     if (r == 0)
         r = end_migration(vm, err);
     return r < 0 ? r : continue_guest(vm, err);
-}
-
-/* Ends a QEMU of which only the record is left: half arrived, or not ended after it had left. */
-static int end_leftover(struct vm *vm, struct err *err)
-{
-    char path[PATH_MAX];
-    pid_t pid;
-    int pidfd;
-    if (find_qemu(vm, &pid, &pidfd) < 0)
-        return 0;
-    log_info("ending a QEMU that is left over (pid %d)", (int)pid);
-    int r = pid_signal_wait(pidfd, SIGKILL, 10000);
-    close(pidfd);
-    if (r < 0)
-        return err_sys(err, r, "cannot end QEMU (pid %d)", (int)pid);
-    qemu_record_path(vm, path);
-    unlink(path);
-    return 0;
 }
 
 /* A move to here that had not become ready: what came is a partial copy, and the record goes back below the

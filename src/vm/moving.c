@@ -125,6 +125,14 @@ static void departure_ended(struct vm *vm, enum move_outcome outcome)
 /* --- arrival -----------------------------------------------------------------------------------------------
  */
 
+static void arrival_began(struct vm *vm)
+{
+    pthread_mutex_lock(&vm->events.mutex);
+    vm->events.arrival = vm->arrival;
+    pthread_mutex_unlock(&vm->events.mutex);
+    vm_set_state(vm, VM_ARRIVING);
+}
+
 int vm_arrive(struct vm *vm, struct err *err)
 {
     const struct epoch_record *record = epoch_get(vm->epoch);
@@ -145,7 +153,7 @@ int vm_arrive(struct vm *vm, struct err *err)
     if (r == 0)
         r = arrival_start(&vm->host, &vm->options.source, &vm->id, vm->epoch, &vm->arrival, err);
     if (r == 0)
-        vm_set_state(vm, VM_ARRIVING);
+        arrival_began(vm);
     return r;
 }
 
@@ -155,17 +163,29 @@ int vm_arrival_resume(struct vm *vm, struct err *err)
     if (r == 0)
         r = arrival_resume(&vm->host, &vm->config, vm->epoch, &vm->arrival, err);
     if (r == 0)
-        vm_set_state(vm, VM_ARRIVING);
+        arrival_began(vm);
     return r;
+}
+
+/* Once the guest is ours, whatever still has to come. */
+static void tell_arrived(struct vm *vm)
+{
+    if (!vm->arrived)
+        control_tell(vm->control, json_pack("{s:s}", "event", "arrived"));
+    vm->arrived = true;
 }
 
 static void arrival_ended(struct vm *vm, enum move_outcome outcome)
 {
     tell_move(vm);
     vm->last_move = vm_move_status(vm);
+    pthread_mutex_lock(&vm->events.mutex);
+    vm->events.arrival = NULL;
+    pthread_mutex_unlock(&vm->events.mutex);
     if (outcome == MOVE_MOVED) {
         vm->machine = arrival_machine(vm->arrival);
         vm->fetch = arrival_fetch(vm->arrival);
+        snprintf(vm->reason, sizeof vm->reason, "%.250s", arrival_error(vm->arrival)->text);
     }
     arrival_free(TAKE_PTR(vm->arrival));
     if (!vm->machine) {
@@ -176,7 +196,7 @@ static void arrival_ended(struct vm *vm, enum move_outcome outcome)
     vm->has_config = true;
     vm_refresh(vm);
     vm_want_paused(vm, vm->state == VM_PAUSED);
-    control_tell(vm->control, json_pack("{s:s}", "event", "arrived"));
+    tell_arrived(vm);
     vm_take_news(vm);
 }
 
@@ -219,6 +239,8 @@ void vm_check_move(struct vm *vm)
     enum move_outcome outcome = vm->departure ? departure_outcome(vm->departure)
                                 : vm->arrival ? arrival_outcome(vm->arrival)
                                               : MOVE_RUNNING;
+    if (vm->arrival && arrival_is_here(vm->arrival))
+        tell_arrived(vm);
     if (outcome == MOVE_RUNNING)
         return;
     if (vm->departure)

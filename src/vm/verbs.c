@@ -32,7 +32,8 @@ static const struct {
     [VM_STARTING] = {VERBS_ALWAYS | VERB_KILL, "wait until it runs: orai status"},
     [VM_RUNNING] = {VERBS_ALWAYS | VERB_STOP | VERB_KILL | VERB_PAUSE | VERB_MOVE, "see orai status"},
     [VM_PAUSED] = {VERBS_ALWAYS | VERB_KILL | VERB_RESUME | VERB_MOVE, "see orai status"},
-    [VM_ARRIVING] = {VERBS_ALWAYS | VERB_CANCEL | VERB_RECOVER, "wait for the move, or: orai cancel"},
+    [VM_ARRIVING] = {VERBS_ALWAYS | VERB_KILL | VERB_CANCEL | VERB_RECOVER,
+                     "wait for the move, or: orai cancel"},
     [VM_LEAVING] = {VERBS_ALWAYS | VERB_CANCEL | VERB_RECOVER, "wait for the move, or: orai cancel"},
     [VM_COMMITTED] = {VERBS_ALWAYS | VERB_CANCEL | VERB_RECOVER, "see what can be done: orai status"},
     [VM_REPLICA] = {VERBS_ALWAYS, "this host only has a copy of"},
@@ -59,7 +60,7 @@ static int do_stop(struct vm *vm, const json_t *request, struct err *err)
 static int do_kill(struct vm *vm, const json_t *request, struct err *err)
 {
     (void)request;
-    return vm_kill(vm, err);
+    return vm->arrival ? arrival_kill(vm->arrival, err) : vm_kill(vm, err);
 }
 
 static int do_pause(struct vm *vm, const json_t *request, struct err *err)

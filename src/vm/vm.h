@@ -54,9 +54,10 @@ struct qemu_news {
 struct events {
     int wake; /* eventfd: readable when there is something new */
     atomic_bool move_changed;
-    pthread_mutex_t mutex; /* the two below; held while a departure is told of an event, which never blocks */
+    pthread_mutex_t mutex; /* the two below; held while a move is told of an event, which never blocks */
     struct qemu_news news;
     struct departure *departure; /* who gets QEMU's events */
+    struct arrival *arrival;
 };
 
 struct vm {
@@ -69,6 +70,7 @@ struct vm {
     struct machine *machine; /* NULL while arriving */
     struct departure *departure;
     struct arrival *arrival;
+    bool arrived; /* it was said that the guest is here */
     struct fetch
         *fetch; /* while the machine's disks lack something, or the lender has not heard that none do */
     struct lender *lender; /* the guest left, and its disks are lent; then there is a machine without QEMU */

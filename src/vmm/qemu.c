@@ -402,6 +402,11 @@ int qemu_kill(struct qemu *qemu, int msec, struct err *err)
     return 0;
 }
 
+void qemu_signal(struct qemu *qemu, int number)
+{
+    syscall(SYS_pidfd_send_signal, qemu->pidfd, number, NULL, 0);
+}
+
 int qemu_pidfd(const struct qemu *qemu)
 {
     return qemu->pidfd;

@@ -41,6 +41,8 @@ int qemu_adopt(const struct qemu_env *env, qmp_event_fn *on_event, void *arg, st
 void qemu_free(struct qemu *qemu);
 /* SIGTERM-less end: QMP quit, then SIGKILL after `msec`; returns when it is gone. Its memory is lost. */
 int qemu_kill(struct qemu *qemu, int msec, struct err *err);
+/* kill(2). */
+void qemu_signal(struct qemu *qemu, int number);
 /* Polls readable when the process has exited. Owned by `qemu`. */
 int qemu_pidfd(const struct qemu *qemu);
 pid_t qemu_pid(const struct qemu *qemu);
@@ -61,23 +63,34 @@ int qemu_powerdown(struct qemu *qemu, struct err *err);
 
 /* Listens for the incoming stream at run_dir/incoming.sock. */
 int qemu_migrate_incoming(struct qemu *qemu, struct err *err);
+/* The incoming stream may switch to post-copy. -ENOTSUP: QEMU may not use userfaultfd(2). Before
+ * qemu_migrate_incoming. */
+int qemu_migrate_allow_postcopy(struct qemu *qemu, struct err *err);
 /* Sends the stream to run_dir/migrate.sock, where we listen. Capabilities events, return-path,
- * pause-before-switchover; max-bandwidth in bytes/s (0 = unlimited); downtime limit in ms. */
-int qemu_migrate_start(struct qemu *qemu, uint64_t bandwidth, uint64_t downtime_ms, struct err *err);
+ * pause-before-switchover, and postcopy-ram if wished; bandwidth and downtime as for qemu_migrate_set. */
+int qemu_migrate_start(struct qemu *qemu, uint64_t bandwidth, uint64_t downtime_ms, bool postcopy,
+                       struct err *err);
+/* To post-copy as soon as it can. After qemu_migrate_start. */
+int qemu_migrate_start_postcopy(struct qemu *qemu, struct err *err);
+/* max-bandwidth in bytes/s (0 = unlimited); downtime limit in ms. */
 int qemu_migrate_set(struct qemu *qemu, uint64_t bandwidth, uint64_t downtime_ms, struct err *err);
 
 struct qemu_migration {
     char status[32]; /* query-migrate: "setup", "active", "pre-switchover", "device", "completed", "failed",
                         "cancelled"... */
     uint64_t ram_total, ram_transferred, ram_remaining; /* bytes */
+    uint64_t ram_pages;                                 /* sent, zero ones too */
     uint64_t dirty_rate;                                /* bytes per second, 0 = not known yet */
     uint64_t iterations;
     char error[256];
 };
 int qemu_migrate_query(struct qemu *qemu, struct qemu_migration *ret, struct err *err);
 int qemu_migrate_continue(struct qemu *qemu, struct err *err); /* out of pre-switchover */
-/* Ends a migration in any state, waits until QEMU says it is over; the guest may then be continued. */
+/* Ends a migration in any state, waits until QEMU says it is over; the guest may then be continued. -EBUSY:
+ * in post-copy, which this QEMU does not cancel. */
 int qemu_migrate_cancel(struct qemu *qemu, struct err *err);
+/* Waits up to `msec` until a migration that is ending is over. */
+int qemu_migrate_settle(struct qemu *qemu, int msec, struct err *err);
 
 /* Lets what carries the migration in QEMU (its migration thread; its main thread, which loads the stream) run
  * before the guest's CPUs, or takes that back: a guest that keeps its host busy would otherwise slow its own

@@ -28,6 +28,13 @@
 #define UNLIMITED (UINT64_C(1) << 50) /* bytes per second; QEMU's own default would be 128 MiB/s */
 #define DOWNTIME_MAX_MSEC 2000000     /* QEMU's bound */
 
+static int set_capability(struct qemu *qemu, const char *name, bool on, struct err *err)
+{
+    return qmp_execute(qemu->qmp, "migrate-set-capabilities",
+                       json_pack("{s:[{s:s, s:b}]}", "capabilities", "capability", name, "state", (int)on),
+                       QEMU_COMMAND_MSEC, NULL, err);
+}
+
 static int set_capabilities(struct qemu *qemu, struct err *err)
 {
     static const char *const wanted[] = {"events", "return-path", "pause-before-switchover",
@@ -37,6 +44,14 @@ static int set_capabilities(struct qemu *qemu, struct err *err)
         json_array_append_new(list, json_pack("{s:s, s:b}", "capability", wanted[i], "state", 1));
     return qmp_execute(qemu->qmp, "migrate-set-capabilities", json_pack("{s:o}", "capabilities", list),
                        QEMU_COMMAND_MSEC, NULL, err);
+}
+
+int qemu_migrate_allow_postcopy(struct qemu *qemu, struct err *err)
+{
+    if (set_capability(qemu, "postcopy-ram", true, err) == 0)
+        return 0;
+    err_set(err, ENOTSUP, "QEMU may not take a guest before its memory there (no userfaultfd)");
+    return err_hint(err, "allow it with: sysctl -w vm.unprivileged_userfaultfd=1");
 }
 
 /* QEMU listens in its own folder; the socket then moves to ours, where QEMU cannot replace it any more. */
@@ -82,7 +97,8 @@ int qemu_migrate_set(struct qemu *qemu, uint64_t bandwidth, uint64_t downtime_ms
         QEMU_COMMAND_MSEC, NULL, err);
 }
 
-int qemu_migrate_start(struct qemu *qemu, uint64_t bandwidth, uint64_t downtime_ms, struct err *err)
+int qemu_migrate_start(struct qemu *qemu, uint64_t bandwidth, uint64_t downtime_ms, bool postcopy,
+                       struct err *err)
 {
     char path[PATH_MAX];
     int r = qemu_path(path, qemu->run_dir, "migrate.sock", err);
@@ -92,6 +108,8 @@ int qemu_migrate_start(struct qemu *qemu, uint64_t bandwidth, uint64_t downtime_
     if (qemu->uid && lchown(path, qemu->uid, qemu->gid) < 0)
         return err_sys(err, errno, "cannot let QEMU connect to %s", path);
     r = set_capabilities(qemu, err);
+    if (r == 0) /* an earlier move may have left it on */
+        r = set_capability(qemu, "postcopy-ram", postcopy, err);
     if (r == 0)
         r = qemu_migrate_set(qemu, bandwidth, downtime_ms, err);
     if (r < 0)
@@ -100,6 +118,11 @@ int qemu_migrate_start(struct qemu *qemu, uint64_t bandwidth, uint64_t downtime_
     if (asprintf(&uri, "unix:%s", path) < 0)
         return err_set(err, ENOMEM, "out of memory");
     return qmp_execute(qemu->qmp, "migrate", json_pack("{s:s}", "uri", uri), QEMU_COMMAND_MSEC, NULL, err);
+}
+
+int qemu_migrate_start_postcopy(struct qemu *qemu, struct err *err)
+{
+    return qmp_execute(qemu->qmp, "migrate-start-postcopy", NULL, QEMU_COMMAND_MSEC, NULL, err);
 }
 
 int qemu_migrate_query(struct qemu *qemu, struct qemu_migration *ret, struct err *err)
@@ -117,6 +140,7 @@ int qemu_migrate_query(struct qemu *qemu, struct qemu_migration *ret, struct err
     migration.ram_total = json_u64(ram, "total", 0);
     migration.ram_transferred = json_u64(ram, "transferred", 0);
     migration.ram_remaining = json_u64(ram, "remaining", 0);
+    migration.ram_pages = json_u64(ram, "normal", 0) + json_u64(ram, "duplicate", 0);
     if (__builtin_mul_overflow(json_u64(ram, "dirty-pages-rate", 0), page_size, &migration.dirty_rate))
         migration.dirty_rate = UINT64_MAX;
     migration.iterations = json_u64(ram, "dirty-sync-count", 0);
@@ -147,12 +171,21 @@ static bool settling(const char *status)
 
 int qemu_migrate_cancel(struct qemu *qemu, struct err *err)
 {
-    int64_t deadline = clock_now() + CANCEL_MSEC * NSEC_PER_MSEC;
     struct qemu_migration migration;
-    char status[32] = "";
     int r = qemu_migrate_query(qemu, &migration, err);
     if (r == 0 && !over(migration.status))
         r = qmp_execute(qemu->qmp, "migrate_cancel", NULL, QEMU_COMMAND_MSEC, NULL, err);
+    if (r == -EREMOTEIO && strncmp(migration.status, "postcopy-", 9) == 0)
+        return err_set(err, EBUSY, "this QEMU does not cancel a post-copy");
+    return r < 0 ? r : qemu_migrate_settle(qemu, CANCEL_MSEC, err);
+}
+
+int qemu_migrate_settle(struct qemu *qemu, int msec, struct err *err)
+{
+    int64_t deadline = clock_now() + msec * NSEC_PER_MSEC;
+    struct qemu_migration migration;
+    char status[32] = "";
+    int r = 0;
     while (r == 0) {
         r = qemu_migrate_query(qemu, &migration, err);
         if (r == 0)

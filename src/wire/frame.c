@@ -26,6 +26,7 @@ static const char *const type_names[] = {
     [FRAME_CANCEL] = "cancel",     [FRAME_MISSING] = "missing",   [FRAME_FETCH] = "fetch",
     [FRAME_FETCHED] = "fetched",   [FRAME_HOT] = "hot",           [FRAME_RELEASE] = "release",
     [FRAME_RELEASED] = "released",
+    [FRAME_TAKEN] = "taken",
 };
 static_assert(sizeof type_names / sizeof *type_names == FRAME_TYPE_END, "a name for each type");
 

@@ -59,6 +59,7 @@ enum frame_type {
     FRAME_HOT,      /* struct wire_claim_v1, n x u32 extent, lender -> borrower: hottest first */
     FRAME_RELEASE,  /* borrower -> lender: nothing is wanted any more */
     FRAME_RELEASED, /* back: heard, durably */
+    FRAME_TAKEN,    /* u64: so many bytes of a lasting stream, or of its return path, has QEMU here */
     FRAME_TYPE_END
 };
 

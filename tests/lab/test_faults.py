@@ -249,6 +249,7 @@ def epoch_role(host, guest):
         return None
 
 
+@pytest.mark.long
 def test_a_first_arrival_killed_before_its_vm_json_leaves_nothing(labs, guests):
     lab = labs("a", "b", rate=30_000_000)  # the kernel takes a while to come, and vm.json comes after it
     guest = guests(lab, lab.a, rate=0)

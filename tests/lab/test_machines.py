@@ -131,6 +131,7 @@ def test_a_uefi_machine_moves_between_different_qemus(labs, guests, tmp_path, ne
     whole_machine_there_and_back(labs("a", "b", qemus={"b": new_qemu}), guests, tmp_path, uefi=True)
 
 
+@pytest.mark.long
 def test_a_uefi_machine_is_there_before_its_disks(lab, guests, tmp_path):
     cdrom, crc = make_cdrom(tmp_path, 8 * MIB)
     guest = guests(lab, lab.a, memory="160M", rate=0, options=["--disk", "128M", "--cdrom", cdrom, "--uefi"])

@@ -182,6 +182,7 @@ def test_a_dry_run_predicts_and_changes_nothing(labs, guests):
     assert result["seconds"] / 3 < predicted["seconds"] < result["seconds"] * 3
 
 
+@pytest.mark.long
 def test_the_rate_limit_is_honest(lab, guests):
     guest = guests(lab, lab.a, rate=0, dirty=0)
     guest.ask("write 9000")

@@ -157,6 +157,7 @@ def test_moving_on_waits_until_the_disk_is_whole(split):
     check_whole(guest, lab.c)
 
 
+@pytest.mark.long
 def test_and_back_again_while_still_split(split):
     lab, guest = split()
     lab.b.orai("move", guest.name, "a", timeout=120)

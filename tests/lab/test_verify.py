@@ -135,6 +135,7 @@ def test_a_vm_that_is_stopped_is_compared_too(moved):
         verify(lab.b, guest.name, "a")["disks"][0]["changed"] > 0
 
 
+@pytest.mark.long
 def test_a_move_need_not_wait_for_a_comparison(moved):
     lab, guest = moved
     slow = lab.a.begin("disk", "verify", guest.name, "--against", "b", "--rate", "2MB/s", "--format", "json")
@@ -174,6 +175,7 @@ def test_what_cannot_be_compared_is_said(lab, guests):
     assert e.value.code == 5
 
 
+@pytest.mark.long
 def test_a_peer_that_is_away_is_named(moved):
     lab, guest = moved
     lab.b.stop()

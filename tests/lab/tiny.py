@@ -86,6 +86,10 @@ class Pulse:
 
     def close(self):
         self.stopping.set()
+        try:
+            self.socket.shutdown(socket.SHUT_RDWR)  # the thread may wait for a guest that is no more
+        except OSError:
+            pass
         self.thread.join()
         self.socket.close()
 

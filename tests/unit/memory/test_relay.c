@@ -119,9 +119,17 @@ static struct relay *listening_relay(void)
 {
     struct relay *relay = NULL;
     struct err err = ERR_NONE;
-    if (relay_listen(path, getuid(), take, &sink, &relay, &err) < 0)
+    if (relay_listen(path, getuid(), take, &sink, &relay, &err) < 0 || relay_admit(relay, &err) < 0)
         fail_msg("%s", err.text);
     return relay;
+}
+
+static int write_to(struct relay *relay, const void *data, size_t size, struct err *err)
+{
+    size_t written;
+    int r = relay_write(relay, data, size, &written, err);
+    assert_true(r < 0 || written == size);
+    return r;
 }
 
 static void fill(uint8_t *data, size_t size)
@@ -156,7 +164,7 @@ static void test_the_return_path_reaches_the_source_qemu(void **state)
     int qemu = connect_as_qemu();
     assert_int_equal(file_write_full(qemu, "x", 1), 0);
     wait_for(1, 0); /* it has accepted */
-    assert_int_equal(relay_write(relay, "hello", 5, NULL), 0);
+    assert_int_equal(write_to(relay, "hello", 5, NULL), 0);
     assert_int_equal(file_read_full(qemu, back, 5), 0);
     assert_memory_equal(back, "hello", 5);
     relay_free(relay);
@@ -170,7 +178,7 @@ static void test_the_destination_writes_to_qemu_and_forwards_its_answers(void **
     int listener = listen_as_qemu();
     assert_int_equal(relay_connect(path, take, &sink, &relay, NULL), 0);
     int qemu = accept(listener, NULL, NULL);
-    assert_int_equal(relay_write(relay, "stream", 6, NULL), 0);
+    assert_int_equal(write_to(relay, "stream", 6, NULL), 0);
     assert_int_equal(file_read_full(qemu, got, 6), 0);
     assert_memory_equal(got, "stream", 6);
     assert_int_equal(file_write_full(qemu, "ack", 3), 0);
@@ -249,7 +257,7 @@ static void test_qemu_sees_a_broken_connection_when_forward_fails(void **state)
     wait_for(1, 1);
     assert_int_equal(read(qemu, &byte, 1), 0);
     assert_int_equal(send(qemu, "y", 1, MSG_NOSIGNAL), -1);
-    assert_int_equal(relay_write(relay, "z", 1, NULL), -EPIPE);
+    assert_int_equal(write_to(relay, "z", 1, NULL), -EPIPE);
     relay_free(relay);
     close(qemu);
 }
@@ -258,11 +266,11 @@ static void test_writing_to_a_qemu_that_is_gone_fails(void **state)
 {
     struct err err = ERR_NONE;
     struct relay *relay = listening_relay();
-    assert_int_equal(relay_write(relay, "x", 1, &err), -EPIPE); /* none has come yet */
+    assert_int_equal(write_to(relay, "x", 1, &err), -EPIPE); /* none has come yet */
     int qemu = connect_as_qemu();
     close(qemu);
     wait_for(0, 1);
-    assert_int_equal(relay_write(relay, "x", 1, &err), -EPIPE);
+    assert_int_equal(write_to(relay, "x", 1, &err), -EPIPE);
     assert_non_null(strstr(err.text, "QEMU"));
     relay_free(relay);
 }
@@ -275,7 +283,7 @@ static void test_a_half_closed_qemu_still_gets_what_is_written(void **state)
     int qemu = connect_as_qemu();
     assert_int_equal(shutdown(qemu, SHUT_WR), 0);
     wait_for(0, 1);
-    assert_int_equal(relay_write(relay, "last", 4, NULL), 0);
+    assert_int_equal(write_to(relay, "last", 4, NULL), 0);
     assert_int_equal(file_read_full(qemu, got, 4), 0);
     relay_free(relay);
     close(qemu);
@@ -284,7 +292,7 @@ static void test_a_half_closed_qemu_still_gets_what_is_written(void **state)
 static void *write_for_ever(void *arg)
 {
     static const uint8_t chunk[65536];
-    while (relay_write(arg, chunk, sizeof chunk, NULL) == 0)
+    while (write_to(arg, chunk, sizeof chunk, NULL) == 0)
         ;
     return NULL;
 }
@@ -301,7 +309,7 @@ static void test_stop_ends_a_writer_whom_qemu_does_not_read(void **state)
     relay_stop(relay);
     pthread_join(writer, NULL);
     relay_join(relay);
-    assert_int_equal(relay_write(relay, "x", 1, NULL), -EPIPE);
+    assert_int_equal(write_to(relay, "x", 1, NULL), -EPIPE);
     relay_free(relay);
     close(qemu);
     close(listener);
@@ -314,6 +322,76 @@ static void test_a_relay_that_qemu_never_used_is_freed_at_once(void **state)
     relay_free(NULL);
     assert_true(clock_now() - began < 5 * NSEC_PER_SEC);
     assert_int_equal(sink.ends, 1);
+}
+
+static _Atomic bool connected;
+
+static void *connect_late(void *unused)
+{
+    int fd = connect_as_qemu();
+    connected = true;
+    close(fd);
+    return NULL;
+}
+
+static void test_qemu_waits_until_it_is_admitted(void **state)
+{
+    struct relay *relay;
+    pthread_t qemu;
+    assert_int_equal(relay_listen(path, getuid(), take, &sink, &relay, NULL), 0);
+    assert_int_equal(pthread_create(&qemu, NULL, connect_late, NULL), 0);
+    clock_sleep(50 * NSEC_PER_MSEC);
+    assert_false(connected);
+    assert_int_equal(relay_admit(relay, NULL), 0);
+    pthread_join(qemu, NULL);
+    assert_true(connected);
+    wait_for(0, 1);
+    relay_free(relay);
+}
+
+static void test_a_relay_that_never_admitted_qemu_is_freed(void **state)
+{
+    struct relay *relay;
+    assert_int_equal(relay_listen(path, getuid(), take, &sink, &relay, NULL), 0);
+    relay_free(relay);
+    assert_int_equal(access(path, F_OK), -1);
+    assert_int_equal(sink.ends, 0);
+}
+
+static void *interrupt_soon(void *relay)
+{
+    clock_sleep(50 * NSEC_PER_MSEC);
+    relay_interrupt(relay, true);
+    return NULL;
+}
+
+/* What was written counts exactly: it goes on there over the next connection. */
+static void test_an_interrupted_write_says_how_far_it_came(void **state)
+{
+    enum { SIZE = 8 * 1024 * 1024 };
+    _cleanup_free_ uint8_t *data = malloc(SIZE), *got = malloc(SIZE);
+    struct relay *relay;
+    pthread_t interrupter;
+    size_t first, second;
+    int listener = listen_as_qemu();
+    assert_int_equal(relay_connect(path, take, &sink, &relay, NULL), 0);
+    int qemu = accept(listener, NULL, NULL);
+    fill(data, SIZE);
+    assert_int_equal(pthread_create(&interrupter, NULL, interrupt_soon, relay), 0);
+    assert_int_equal(relay_write(relay, data, SIZE, &first, NULL), -EINTR);
+    pthread_join(interrupter, NULL);
+    assert_true(first > 0 && first < SIZE);
+    assert_int_equal(relay_write(relay, data + first, SIZE - first, &second, NULL), -EINTR);
+    assert_int_equal(second, 0);
+    assert_int_equal(file_read_full(qemu, got, first), 0);
+    assert_memory_equal(got, data, first);
+    relay_interrupt(relay, false);
+    assert_int_equal(write_to(relay, data + first, 1000, NULL), 0);
+    assert_int_equal(file_read_full(qemu, got, 1000), 0);
+    assert_memory_equal(got, data + first, 1000);
+    relay_free(relay);
+    close(qemu);
+    close(listener);
 }
 
 static void test_nothing_is_forwarded_after_join(void **state)
@@ -352,6 +430,9 @@ int main(void)
         TEST(test_stop_ends_a_writer_whom_qemu_does_not_read),
         TEST(test_a_relay_that_qemu_never_used_is_freed_at_once),
         TEST(test_nothing_is_forwarded_after_join),
+        TEST(test_qemu_waits_until_it_is_admitted),
+        TEST(test_a_relay_that_never_admitted_qemu_is_freed),
+        TEST(test_an_interrupted_write_says_how_far_it_came),
     };
     return cmocka_run_group_tests_name("relay", tests, NULL, NULL);
 }

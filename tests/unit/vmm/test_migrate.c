@@ -64,7 +64,7 @@ static int teardown(void **state)
 static void migrate(struct pair *pair, uint64_t bandwidth)
 {
     struct err err = ERR_NONE;
-    if (qemu_migrate_start(pair->source, bandwidth, 300, &err) < 0)
+    if (qemu_migrate_start(pair->source, bandwidth, 300, false, &err) < 0)
         fail_msg("%s", err.text);
 }
 

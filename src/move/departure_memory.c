@@ -1,0 +1,216 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * The source's QEMU and its migration stream. Memory goes before the switch (pre-copy, departure_transfer.c
+ * decides when it is over), or after it:
+ *
+ *   transfer  QEMU is told to switch before it is let near the stream (relay_admit), so no page goes
+ *   pause     QEMU sends the device state; the destination loads it and holds the guest, stopped
+ *   finish    the guest runs there and asks for pages, and we send the rest (departure_follow)
+ *
+ * Until the commit this can be taken back, though QEMU knows no such thing once it is in post-copy: our end
+ * of its stream stays open whatever becomes of the link, so for QEMU nothing has failed yet. Version 7 then
+ * lets itself be cancelled. Later ones refuse, but one that was asked for a page that does not exist gives up
+ * at the end of its stream, and continues the guest; so the rest of that is thrown away. After the commit
+ * that must not happen: a guest that QEMU continues is killed.
+ *
+ * A broken link only makes the guest wait there: the stream lasts (stream.h). What dies with an orai-vm, a
+ * QEMU or a host is the guest's memory, as in every post-copy; its disks are as safe as ever.
+ */
+#include "base/clock.h"
+#include "base/endian.h"
+#include "base/log.h"
+#include "base/macro.h"
+#include "move/departure.h"
+
+#include <errno.h>
+#include <limits.h>
+#include <signal.h>
+#include <string.h>
+
+#define COMPLETE_NS (20 * NSEC_PER_SEC) /* from the pause to the stream's end */
+#define AGAIN_NS NSEC_PER_SEC
+#define SLOWEST_RATE (100 * MiB) /* bytes per second at which QEMU writes its stream to nobody, at least */
+
+int departure_start_memory(struct departure *departure, struct err *err)
+{
+    char path[PATH_MAX];
+    struct session *session = &departure->session;
+    struct qemu *qemu = machine_qemu(departure->machine);
+    snprintf(path, sizeof path, "%s/migrate.sock", departure->host->env.run_dir);
+    int r = stream_listen(path, departure->host->env.uid, departure->memory_later, &session->stream, err);
+    if (r == 0)
+        r = stream_attach(session->stream, session->data[0], 0, err);
+    if (r < 0)
+        return r;
+    departure->numbers.phase = "memory";
+    departure->numbers.converging = true;
+    departure->migrating = true;
+    r = qemu_migrate_start(qemu, 0, 0, departure->memory_later, err);
+    if (r == 0 && departure->memory_later)
+        r = qemu_migrate_start_postcopy(qemu, err);
+    if (r == 0)
+        r = stream_admit(session->stream, err);
+    if (r == 0 && departure_compares(departure))
+        departure_view_memory(departure); /* QEMU is busy with its first pass meanwhile */
+    return r;
+}
+
+int departure_watch_memory(struct departure *departure, struct err *err)
+{
+    struct qemu_migration migration;
+    int r = qemu_migrate_query(machine_qemu(departure->machine), &migration, err);
+    if (r < 0)
+        return r;
+    qemu_hurry(machine_qemu(departure->machine),
+               true); /* again and again: its migration thread starts when it likes */
+    struct progress_numbers *numbers = &departure->numbers;
+    numbers->memory_total = migration.ram_total;
+    numbers->memory_sent = stream_bytes(departure->session.stream);
+    numbers->memory_remaining = migration.ram_remaining;
+    numbers->memory_iterations = migration.iterations;
+    numbers->dirty_rate = migration.dirty_rate;
+    plan_refine(departure);
+    if (strcmp(migration.status, "failed") == 0)
+        return err_set(err, EIO, "QEMU's migration failed: %s",
+                       migration.error[0] ? migration.error : "it does not say why");
+    departure_show(departure);
+    return 0;
+}
+
+/* An emulated guest may have written to a page after QEMU looked (memory/compare.h): none may have gone. */
+int departure_check_unsent(struct departure *departure, struct err *err)
+{
+    struct qemu_migration migration;
+    int r = qemu_migrate_query(machine_qemu(departure->machine), &migration, err);
+    if (r == 0 && migration.ram_pages)
+        r = err_set(err, EAGAIN, "QEMU sent %llu pages of memory before the switch",
+                    (unsigned long long)migration.ram_pages);
+    return r;
+}
+
+int departure_wait_completed(struct departure *departure, struct err *err)
+{
+    int64_t deadline = clock_now() + COMPLETE_NS;
+    while (departure->migration < MIGRATION_COMPLETED) {
+        int r = departure_check(departure, err);
+        if (r == 0 && clock_now() > deadline)
+            r = err_set(err, ETIMEDOUT, "QEMU did not finish its stream within %d s of the pause",
+                        (int)(COMPLETE_NS / NSEC_PER_SEC));
+        if (r == 0)
+            r = session_nap(&departure->session, clock_now() + 20 * NSEC_PER_MSEC, err);
+        if (r < 0)
+            return r;
+    }
+    return departure->migration == MIGRATION_COMPLETED
+               ? 0
+               : err_set(err, EIO, "QEMU gave the migration up at its end");
+}
+
+/* --- rolling back ------------------------------------------------------------------------------------------
+ */
+
+/* MIG_RP_MSG_REQ_PAGES_ID (QEMU's migration/migration.h): be16 type 3, be16 length, be64 start, be32 length,
+ * u8 and name of the block. No guest has memory there. */
+static int make_give_up(struct departure *departure, struct err *err)
+{
+    static const uint8_t request[] = {0,    3, 0, 16, 0x7f, 0xff, 0xff, 0xff, 0xff, 0xff,
+                                      0xf0, 0, 0, 0,  0x10, 0,    3,    'r',  'a',  'm'};
+    struct qemu *qemu = machine_qemu(departure->machine);
+    uint64_t seconds = 30 + machine_config(departure->machine)->memory / SLOWEST_RATE;
+    stream_discard(departure->session.stream);
+    int r = stream_inject(departure->session.stream, request, sizeof request, err);
+    return r < 0 ? r : qemu_migrate_settle(qemu, (int)(MIN(seconds, UINT64_C(3600)) * 1000), err);
+}
+
+void departure_cancel_memory(struct departure *departure)
+{
+    struct err err = ERR_NONE;
+    if (departure->migrating && departure_qemu_alive(departure)) {
+        struct qemu *qemu = machine_qemu(departure->machine);
+        int r = qemu_migrate_cancel(qemu, &err);
+        if (r == -EBUSY && departure->session.stream)
+            r = make_give_up(departure, &err);
+        if (r < 0)
+            log_warning("cannot cancel QEMU's migration: %s", err.text);
+        qemu_hurry(qemu, false);
+    }
+    departure->migrating = false;
+    stream_stop(departure->session.stream);
+}
+
+/* --- after the switch --------------------------------------------------------------------------------------
+ */
+
+/* QMP's thread. The guest runs at the destination, so whatever QEMU made of it here must not live. */
+void departure_fence(struct departure *departure)
+{
+    log_error("QEMU continued the guest after the hand-over: it is ended");
+    qemu_signal(machine_qemu(departure->machine), SIGKILL);
+}
+
+/* The stream over a new connection, and a new one for control if that is broken too. 1: the destination has
+ * no use for it any more. */
+static int connect_anew(struct departure *departure, struct err *err)
+{
+    int r = 0;
+    if (!departure->session.control || session_check(&departure->session, NULL) < 0)
+        r = departure_ask_again(departure, err);
+    if (r == 0 && !departure->memory_wanted)
+        return 1;
+    return r < 0 ? r : departure_connect_data(departure, err);
+}
+
+static int keep_connected(struct departure *departure, bool *told)
+{
+    struct err err = ERR_NONE;
+    int r = connect_anew(departure, &err);
+    if (r >= 0) {
+        if (*told)
+            log_info("the memory of %s follows it again", machine_config(departure->machine)->name);
+        *told = false;
+        return r;
+    }
+    if (!*told) {
+        log_warning("the memory of %s cannot follow it: %s; trying again",
+                    machine_config(departure->machine)->name, err.text);
+        progress_note(departure->progress,
+                      "the guest waits on %s for the rest of its memory, which cannot get there (%s)",
+                      departure->options.peer.name, err.text);
+    }
+    *told = true;
+    for (int64_t until = clock_now() + AGAIN_NS; clock_now() < until && !departure->run_here;)
+        clock_sleep(20 * NSEC_PER_MSEC);
+    return 0;
+}
+
+int departure_follow(struct departure *departure, struct err *err)
+{
+    bool told = false;
+    int64_t shown = 0;
+    uint64_t before = departure->numbers.memory_sent; /* when the destination was ready */
+    stream_widen(departure->session.stream);
+    departure->numbers.phase = "memory";
+    departure->options.connections = 1;
+    while (departure->migration < MIGRATION_COMPLETED && departure_qemu_alive(departure)) {
+        if (departure->run_here)
+            return departure_keep(departure, EINTR, "a human decided that the guest runs here", err);
+        int r = session_nap(&departure->session, clock_now() + 50 * NSEC_PER_MSEC, NULL);
+        if (r < 0 || departure->session.data_count == 0) {
+            if (departure->session.peer_failed || keep_connected(departure, &told) == 1)
+                break;
+        } else if (clock_now() - shown > SHOW_NS) {
+            shown = clock_now();
+            departure_watch_memory(departure, NULL);
+        }
+    }
+    if (departure->migration == MIGRATION_COMPLETED)
+        departure->numbers.memory_remaining = 0;
+    else
+        progress_note(departure->progress,
+                      "the guest's memory is not wholly on %s: the guest has crashed there",
+                      departure->options.peer.name);
+    departure->numbers.memory_sent = stream_bytes(departure->session.stream);
+    departure->numbers.memory_later = departure->numbers.memory_sent - before;
+    departure_show(departure);
+    return 0;
+}
