@@ -53,18 +53,27 @@ int arrival_kill(struct arrival *arrival, struct err *err)
     return 0;
 }
 
-/* Nothing of the guest depends on this orai-vm any more. */
-static int note_whole(struct arrival *arrival, struct err *err)
+/* Nothing of the guest depends on this orai-vm any more. Tried until it works, for whoever finds the old
+ * record ends the guest. */
+static void note_whole(struct arrival *arrival)
 {
+    struct err err = ERR_NONE;
     struct epoch_record record = *epoch_get(arrival->epoch);
     record.memory_away = false;
-    return epoch_set(arrival->epoch, &record, err);
+    for (int tries = 0; epoch_set(arrival->epoch, &record, &err) < 0; tries++) {
+        if (tries == 0)
+            log_error("the memory is here, but that is not on record: %s; trying again each second",
+                      err.text);
+        if (!arrival_qemu_alive(arrival))
+            return;
+        clock_sleep(NSEC_PER_SEC);
+    }
 }
 
 static int lose(struct arrival *arrival, const char *why, struct err *err)
 {
     qemu_signal(machine_qemu(arrival->machine), SIGKILL);
-    note_whole(arrival, NULL);
+    note_whole(arrival);
     err_set(err, EOWNERDEAD, "the guest has crashed: its memory was still on %s, and %s",
             arrival->source_name, why);
     return err_hint(err, "start it again with: orai start %s", arrival->config.name);
@@ -75,7 +84,10 @@ static int finish(struct arrival *arrival, struct err *err)
 {
     for (int64_t until = clock_now() + LAST_NS; !arrival->memory_whole && clock_now() < until;)
         clock_sleep(NSEC_PER_MSEC);
-    return arrival->memory_whole ? note_whole(arrival, err) : lose(arrival, "it was lost there", err);
+    if (!arrival->memory_whole)
+        return lose(arrival, "it was lost there", err);
+    note_whole(arrival);
+    return 0;
 }
 
 static void wait_finish(struct arrival *arrival)
@@ -90,8 +102,10 @@ int arrival_follow(struct arrival *arrival, struct err *err)
     struct session *session = &arrival->session;
     while (!arrival->memory_whole) {
         struct mail *mail;
-        if (!arrival_qemu_alive(arrival)) /* killed, crashed or shut down: as at any other time */
-            return note_whole(arrival, err);
+        if (!arrival_qemu_alive(arrival)) { /* killed, crashed or shut down: as at any other time */
+            note_whole(arrival);
+            return 0;
+        }
         if (arrival->memory_failed)
             return lose(arrival, "QEMU could not read what came", err);
         int r = session_next(session, clock_now() + 100 * NSEC_PER_MSEC, &mail, NULL);
@@ -108,7 +122,7 @@ int arrival_follow(struct arrival *arrival, struct err *err)
             clock_sleep(20 * NSEC_PER_MSEC);
         }
     }
-    int r = note_whole(arrival, err);
+    note_whole(arrival);
     wait_finish(arrival);
-    return r;
+    return 0;
 }

@@ -51,8 +51,12 @@ struct progress *progress_new(const struct id *move, const char *vm, const char 
     snprintf(progress->to, sizeof progress->to, "%s", to);
     progress->dry_run = dry_run;
     progress->started = progress->window_began = clock_now();
-    progress->now = (struct progress_numbers){
-        .stage = "prepare", .phase = "disk", .disk_base = "none", .converging = true, .blackout_ms = -1};
+    progress->now = (struct progress_numbers){.stage = "prepare",
+                                              .phase = "disk",
+                                              .disk_base = "none",
+                                              .converging = true,
+                                              .blackout_ms = -1,
+                                              .running_ms = -1};
     progress->notes = json_array();
     return progress;
 }

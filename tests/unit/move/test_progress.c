@@ -21,8 +21,12 @@
 static struct progress *progress;
 static json_t *json;
 
-static const struct progress_numbers begun = {
-    .stage = "transfer", .phase = "disk", .disk_base = "replica", .converging = true, .blackout_ms = -1};
+static const struct progress_numbers begun = {.stage = "transfer",
+                                              .phase = "disk",
+                                              .disk_base = "replica",
+                                              .converging = true,
+                                              .blackout_ms = -1,
+                                              .running_ms = -1};
 
 static int setup(void **state)
 {
@@ -49,10 +53,10 @@ static const json_t *look(void)
 
 static void test_all_members_are_there_from_the_beginning(void **state)
 {
-    static const char *const members[] = {"move",       "vm",          "from",       "to",      "role",
-                                          "stage",      "phase",       "state",      "dry_run", "disk",
-                                          "memory",     "rate",        "dirty_rate", "eta_ms",  "converging",
-                                          "elapsed_ms", "blackout_ms", "predicted",  "notes",   "error"};
+    static const char *const members[] = {
+        "move",       "vm",         "from",        "to",         "role",      "stage",      "phase",
+        "state",      "dry_run",    "disk",        "memory",     "rate",      "dirty_rate", "eta_ms",
+        "converging", "elapsed_ms", "blackout_ms", "running_ms", "predicted", "notes",      "error"};
     look();
     for (size_t i = 0; i < ARRAY_SIZE(members); i++)
         if (!json_object_get(json, members[i]))
@@ -61,6 +65,7 @@ static void test_all_members_are_there_from_the_beginning(void **state)
     assert_string_equal(json_str(json, "state", ""), "running");
     assert_true(json_is_null(json_object_get(json, "eta_ms")));
     assert_true(json_is_null(json_object_get(json, "blackout_ms")));
+    assert_true(json_is_null(json_object_get(json, "running_ms")));
     assert_true(json_is_null(json_object_get(json, "predicted")));
     assert_true(json_is_null(json_object_get(json, "error")));
 }
@@ -72,6 +77,8 @@ static void test_numbers_are_shown_as_they_were_set(void **state)
     numbers.disk_remaining = 200;
     numbers.memory_iterations = 3;
     numbers.blackout_ms = 61;
+    numbers.running_ms = 412;
+    numbers.memory_later = 7;
     progress_set(progress, &numbers);
     const json_t *disk = json_object_get(look(), "disk");
     assert_int_equal(json_u64(disk, "total_bytes", 0), 300);
@@ -79,6 +86,8 @@ static void test_numbers_are_shown_as_they_were_set(void **state)
     assert_string_equal(json_str(disk, "base", ""), "replica");
     assert_int_equal(json_u64(json_object_get(json, "memory"), "iteration", 0), 3);
     assert_int_equal(json_u64(json, "blackout_ms", 0), 61);
+    assert_int_equal(json_u64(json, "running_ms", 0), 412);
+    assert_int_equal(json_u64(json_object_get(json, "memory"), "later_bytes", 0), 7);
 }
 
 static void test_the_rate_and_the_end_are_estimated(void **state)
