@@ -40,7 +40,11 @@ class Namespace:
     def __init__(self, name):
         self.name = name
         run("ip", "netns", "add", name)
-        self.ip("link", "set", "lo", "up")
+        try:
+            self.ip("link", "set", "lo", "up")
+        except BaseException:  # in a chroot that is no mount point, say
+            run("ip", "netns", "delete", name)
+            raise
 
     def ip(self, *words):
         return run("ip", "-n", self.name, *words)
