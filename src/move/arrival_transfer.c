@@ -17,8 +17,6 @@
 #include <fcntl.h>
 #include <string.h>
 
-#define LOADED_NS (20 * NSEC_PER_SEC)
-
 int arrival_run(struct arrival *arrival, const uint8_t *payload, size_t size, struct err *err)
 {
     struct wire_run run;
@@ -210,7 +208,7 @@ int arrival_transfer(struct arrival *arrival, struct err *err)
 /* QEMU stops in "inmigrate" until its stream has ended. */
 static int wait_loaded(struct arrival *arrival, struct err *err)
 {
-    int64_t deadline = clock_now() + LOADED_NS;
+    int64_t deadline = clock_now() + MOVE_PAUSE_NS;
     for (;;) {
         char status[32];
         int r = qemu_status(machine_qemu(arrival->machine), status, err);
@@ -263,7 +261,7 @@ int arrival_page(struct arrival *arrival, const uint8_t *payload, size_t size, s
 /* The source sends its hashes once it hears "loaded"; data link 0 compares. */
 static int wait_compared(struct arrival *arrival, struct err *err)
 {
-    int64_t deadline = clock_now() + LOADED_NS;
+    int64_t deadline = clock_now() + MOVE_PAUSE_NS;
     arrival->comparing = true;
     int r = link_send(arrival->session.control, FRAME_LOADED, NULL, 0, NULL, 0, err);
     while (r == 0 && !arrival->compared) {

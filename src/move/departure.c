@@ -61,6 +61,7 @@ void departure_qemu_event(struct departure *departure, const char *event, const 
             {"postcopy-active", MIGRATION_POSTCOPY},
             {"completed", MIGRATION_COMPLETED},
             {"failed", MIGRATION_FAILED},
+            {"postcopy-paused", MIGRATION_FAILED}, /* its stream never breaks: it could not read its peer */
             {"cancelled", MIGRATION_FAILED},
             {"cancelling", MIGRATION_FAILED},
         };

@@ -8,10 +8,10 @@
  *   finish    the guest runs there and asks for pages, and we send the rest (departure_follow)
  *
  * Until the commit this can be taken back, though QEMU knows no such thing once it is in post-copy: our end
- * of its stream stays open whatever becomes of the link, so for QEMU nothing has failed yet. Version 7 then
- * lets itself be cancelled. Later ones refuse, but one that was asked for a page that does not exist gives up
- * at the end of its stream, and continues the guest; so the rest of that is thrown away. After the commit
- * that must not happen: a guest that QEMU continues is killed.
+ * of its stream stays open whatever becomes of the link, so for QEMU nothing has failed yet. The rest of the
+ * stream is thrown away; asked at its end for a page that does not exist, QEMU gives up, and the guest can go
+ * on (version 10 continues it by itself). After the commit that must not happen: a guest that QEMU continues
+ * is killed.
  *
  * A broken link only makes the guest wait there: the stream lasts (stream.h). What dies with an orai-vm, a
  * QEMU or a host is the guest's memory, as in every post-copy; its disks are as safe as ever.
@@ -27,8 +27,10 @@
 #include <signal.h>
 #include <string.h>
 
-#define COMPLETE_NS (20 * NSEC_PER_SEC) /* from the pause to the stream's end */
 #define AGAIN_NS NSEC_PER_SEC
+#define QUIET_NS (100 * NSEC_PER_MSEC)
+#define WRITTEN_POLL_NS (5 * NSEC_PER_MSEC)
+#define GIVE_UP_MSEC 30000
 #define SLOWEST_RATE (100 * MiB) /* bytes per second at which QEMU writes its stream to nobody, at least */
 
 int departure_start_memory(struct departure *departure, struct err *err)
@@ -90,12 +92,12 @@ int departure_check_unsent(struct departure *departure, struct err *err)
 
 int departure_wait_completed(struct departure *departure, struct err *err)
 {
-    int64_t deadline = clock_now() + COMPLETE_NS;
+    int64_t deadline = clock_now() + MOVE_PAUSE_NS;
     while (departure->migration < MIGRATION_COMPLETED) {
         int r = departure_check(departure, err);
         if (r == 0 && clock_now() > deadline)
             r = err_set(err, ETIMEDOUT, "QEMU did not finish its stream within %d s of the pause",
-                        (int)(COMPLETE_NS / NSEC_PER_SEC));
+                        (int)(MOVE_PAUSE_NS / NSEC_PER_SEC));
         if (r == 0)
             r = session_nap(&departure->session, clock_now() + 20 * NSEC_PER_MSEC, err);
         if (r < 0)
@@ -109,17 +111,41 @@ int departure_wait_completed(struct departure *departure, struct err *err)
 /* --- rolling back ------------------------------------------------------------------------------------------
  */
 
+/* 1: QEMU has written all: it counts no page any more, and its stream is silent. 0: it is in post-copy no
+ * more. */
+static int wait_written(struct departure *departure, int64_t deadline, struct err *err)
+{
+    struct qemu_migration migration;
+    uint64_t bytes = 0;
+    int64_t since = clock_now();
+    for (int64_t now = since; now - since < QUIET_NS; clock_sleep(WRITTEN_POLL_NS), now = clock_now()) {
+        int r = qemu_migrate_query(machine_qemu(departure->machine), &migration, err);
+        if (r < 0 || strcmp(migration.status, "postcopy-active") != 0)
+            return r;
+        if (now >= deadline)
+            return err_set(err, ETIMEDOUT, "QEMU does not come to the end of its stream");
+        if (migration.ram_remaining || stream_bytes(departure->session.stream) != bytes)
+            since = now;
+        bytes = stream_bytes(departure->session.stream);
+    }
+    return 1;
+}
+
 /* MIG_RP_MSG_REQ_PAGES_ID (QEMU's migration/migration.h): be16 type 3, be16 length, be64 start, be32 length,
- * u8 and name of the block. No guest has memory there. */
+ * u8 and name of the block. No guest has memory there. It comes when all is written, since version 7 ends its
+ * whole connection after it, and a write that fails would make it pause for ever. */
 static int make_give_up(struct departure *departure, struct err *err)
 {
     static const uint8_t request[] = {0,    3, 0, 16, 0x7f, 0xff, 0xff, 0xff, 0xff, 0xff,
                                       0xf0, 0, 0, 0,  0x10, 0,    3,    'r',  'a',  'm'};
     struct qemu *qemu = machine_qemu(departure->machine);
     uint64_t seconds = 30 + machine_config(departure->machine)->memory / SLOWEST_RATE;
+    int64_t deadline = clock_now() + (int64_t)MIN(seconds, UINT64_C(3600)) * NSEC_PER_SEC;
     stream_discard(departure->session.stream);
-    int r = stream_inject(departure->session.stream, request, sizeof request, err);
-    return r < 0 ? r : qemu_migrate_settle(qemu, (int)(MIN(seconds, UINT64_C(3600)) * 1000), err);
+    int r = wait_written(departure, deadline, err);
+    if (r == 1)
+        r = stream_inject(departure->session.stream, request, sizeof request, err);
+    return r < 0 ? r : qemu_migrate_settle(qemu, GIVE_UP_MSEC, err);
 }
 
 void departure_cancel_memory(struct departure *departure)
@@ -157,7 +183,12 @@ static int connect_anew(struct departure *departure, struct err *err)
         r = departure_ask_again(departure, err);
     if (r == 0 && !departure->memory_wanted)
         return 1;
-    return r < 0 ? r : departure_connect_data(departure, err);
+    if (r < 0)
+        return r;
+    r = departure_connect_data(departure, err);
+    if (r < 0) /* one that was not greeted carries nothing, and would look like one that does */
+        session_reset(&departure->session);
+    return r;
 }
 
 static int keep_connected(struct departure *departure, bool *told)
@@ -206,8 +237,7 @@ int departure_follow(struct departure *departure, struct err *err)
     if (departure->migration == MIGRATION_COMPLETED)
         departure->numbers.memory_remaining = 0;
     else
-        progress_note(departure->progress,
-                      "the guest's memory is not wholly on %s: the guest has crashed there",
+        progress_note(departure->progress, "QEMU gave up sending memory: what %s lacks of it is lost",
                       departure->options.peer.name);
     departure->numbers.memory_sent = stream_bytes(departure->session.stream);
     departure->numbers.memory_later = departure->numbers.memory_sent - before;

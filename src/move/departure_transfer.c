@@ -25,7 +25,6 @@
 #define SIDE_ROUND_NS (400 * NSEC_PER_MSEC) /* how often a round goes beside memory */
 #define JUDGE_NS (100 * NSEC_PER_MSEC)      /* how often the whole map is looked at beside memory */
 #define HYBRID_NS (HYBRID_SECONDS * NSEC_PER_SEC)
-#define PAUSE_LIMIT_NS (20 * NSEC_PER_SEC) /* a pause that takes longer is rolled back */
 
 /* --- time and convergence --------------------------------------------------------------------------------
  */
@@ -244,7 +243,7 @@ int departure_pause(struct departure *departure, struct err *err)
     if (r == 0 && departure_compares(departure))
         r = departure_compare(departure, err);
     if (r == 0)
-        r = session_wait_json(&departure->session, FRAME_READY, clock_now() + PAUSE_LIMIT_NS, &ready, err);
+        r = session_wait_json(&departure->session, FRAME_READY, clock_now() + MOVE_PAUSE_NS, &ready, err);
     departure->numbers.memory_sent = stream_bytes(departure->session.stream);
     if (r == 0 && !departure->memory_later)
         departure->numbers.memory_remaining = 0;

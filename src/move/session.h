@@ -15,7 +15,8 @@
 #include <pthread.h>
 
 #define MOVE_MAX_CONNECTIONS 8
-#define MOVE_STALL_MS 8000 /* silence after which a peer counts as gone */
+#define MOVE_PAUSE_NS (20 * NSEC_PER_SEC) /* a pause that takes longer is rolled back */
+#define MOVE_STALL_MS 8000                /* silence after which a peer counts as gone */
 #define MOVE_DATA_STALL_MS \
     60000 /* a data link may wait that long for the peer's disk; control notices a dead peer */
 #define MOVE_ANSWER_MS INT64_C(30000) /* for answers that take the peer some work */

@@ -18,6 +18,7 @@
 
 #include "base/endian.h"
 #include "base/macro.h"
+#include "move/fault.h"
 
 #include <errno.h>
 #include <pthread.h>
@@ -80,6 +81,8 @@ static int keep_and_send(struct stream *stream, const uint8_t *data, size_t size
             continue;
         }
         memcpy(stream->ring + at, data, some);
+        fault_data(stream->ring + at, some,
+                   stream->sends == FRAME_BACK ? "destination.back" : "source.stream");
         stream->head += some;
         data += some;
         size -= some;

@@ -86,8 +86,8 @@ struct qemu_migration {
 };
 int qemu_migrate_query(struct qemu *qemu, struct qemu_migration *ret, struct err *err);
 int qemu_migrate_continue(struct qemu *qemu, struct err *err); /* out of pre-switchover */
-/* Ends a migration in any state, waits until QEMU says it is over; the guest may then be continued. -EBUSY:
- * in post-copy, which this QEMU does not cancel. */
+/* Ends a migration in any state but post-copy (-EBUSY), waits until QEMU says it is over; the guest may then
+ * be continued. */
 int qemu_migrate_cancel(struct qemu *qemu, struct err *err);
 /* Waits up to `msec` until a migration that is ending is over. */
 int qemu_migrate_settle(struct qemu *qemu, int msec, struct err *err);

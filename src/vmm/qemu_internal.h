@@ -17,7 +17,8 @@
 struct qemu {
     pid_t pid;
     int pidfd;
-    bool child; /* ours to reap */
+    bool child;     /* ours to reap */
+    bool switching; /* told to leave pre-switchover */
     struct qmp *qmp;
     int ram_fd;
     uid_t uid;

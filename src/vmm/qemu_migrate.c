@@ -8,8 +8,8 @@
  * guest until qemu_migrate_continue; with late-block-activate the destination touches no disk before
  * qemu_cont.
  *
- * qemu_migrate_cancel works in every state. A guest that ran before runs again by itself when QEMU has given
- * up; after "completed" it is in "postmigrate", and qemu_cont takes disks and CPUs back.
+ * qemu_migrate_cancel works in every state but post-copy. A guest that ran before runs again by itself when
+ * QEMU has given up; after "completed" it is in "postmigrate", and qemu_cont takes disks and CPUs back.
  */
 #include "base/clock.h"
 #include "base/json.h"
@@ -117,6 +117,7 @@ int qemu_migrate_start(struct qemu *qemu, uint64_t bandwidth, uint64_t downtime_
     _cleanup_free_ char *uri = NULL;
     if (asprintf(&uri, "unix:%s", path) < 0)
         return err_set(err, ENOMEM, "out of memory");
+    qemu->switching = false;
     return qmp_execute(qemu->qmp, "migrate", json_pack("{s:s}", "uri", uri), QEMU_COMMAND_MSEC, NULL, err);
 }
 
@@ -150,6 +151,7 @@ int qemu_migrate_query(struct qemu *qemu, struct qemu_migration *ret, struct err
 
 int qemu_migrate_continue(struct qemu *qemu, struct err *err)
 {
+    qemu->switching = true;
     return qmp_execute(qemu->qmp, "migrate-continue", json_pack("{s:s}", "state", "pre-switchover"),
                        QEMU_COMMAND_MSEC, NULL, err);
 }
@@ -169,14 +171,30 @@ static bool settling(const char *status)
     return strcmp(status, "finish-migrate") == 0;
 }
 
+/* QEMU's migration thread leaves "pre-switchover" a moment after it was told to: what comes then counts. */
+static int query_settled(struct qemu *qemu, struct qemu_migration *ret, struct err *err)
+{
+    int64_t deadline = clock_now() + CANCEL_MSEC * NSEC_PER_MSEC;
+    for (;;) {
+        int r = qemu_migrate_query(qemu, ret, err);
+        if (r < 0 || !qemu->switching || strcmp(ret->status, "pre-switchover") != 0)
+            return r;
+        if (clock_now() >= deadline)
+            return err_set(err, ETIMEDOUT, "QEMU does not go on with its migration, as it was told to");
+        clock_sleep(POLL_MSEC * NSEC_PER_MSEC);
+    }
+}
+
+/* Version 10 refuses to cancel a post-copy. Version 7 does it by ending its own connection first, which its
+ * migration thread may take for a broken link before it knows better: then it pauses, for ever. */
 int qemu_migrate_cancel(struct qemu *qemu, struct err *err)
 {
     struct qemu_migration migration;
-    int r = qemu_migrate_query(qemu, &migration, err);
+    int r = query_settled(qemu, &migration, err);
+    if (r == 0 && strncmp(migration.status, "postcopy-", 9) == 0)
+        return err_set(err, EBUSY, "QEMU does not take a post-copy back");
     if (r == 0 && !over(migration.status))
         r = qmp_execute(qemu->qmp, "migrate_cancel", NULL, QEMU_COMMAND_MSEC, NULL, err);
-    if (r == -EREMOTEIO && strncmp(migration.status, "postcopy-", 9) == 0)
-        return err_set(err, EBUSY, "this QEMU does not cancel a post-copy");
     return r < 0 ? r : qemu_migrate_settle(qemu, CANCEL_MSEC, err);
 }
 

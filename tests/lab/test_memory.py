@@ -12,7 +12,7 @@ import pytest
 from host import MIB, OraiError, wait_until
 from test_qemu10 import new_qemu  # noqa: F401
 
-SLOW = 60_000_000  # bits per second
+SLOW, FAST = 60_000_000, 1_000_000_000  # bits per second
 ALLOWED = Path("/proc/sys/vm/unprivileged_userfaultfd")
 
 
@@ -261,6 +261,65 @@ def test_the_guest_can_be_killed_while_its_memory_follows(busy):
     lab, guest = busy()
     mover = begin_slowly(lab, guest)
     lab.b.orai("kill", guest.name)
-    wait_until(lambda: lab.b.vm_state(guest.name) in ("crashed", "stopped"), 20, "it is off")
+    wait_until(lambda: lab.b.vm_state(guest.name) not in ("running", "arriving"), 20, "it is off")
+    assert lab.b.vm_state(guest.name) == "stopped", "by a human's wish, not by a crash"
     mover.communicate(timeout=60)
     wait_until(lambda: lab.a.vm_state(guest.name) == "replica", 60, "a only has a copy")
+
+
+@pytest.mark.parametrize("who,kind", [("a", "orai-vm"), ("b", "orai-vm"), pytest.param("a", "qemu", marks=LONG),
+                                      pytest.param("b", "qemu", marks=LONG)])
+def test_killed_while_memory_and_disk_follow(busy, who, kind):
+    """The memory is lost, the disk still comes."""
+    lab, guest = busy()
+    durable = guest.ask("sync")["durable"]
+    mover = begin_slowly(lab, guest, "--mode", "postcopy")
+    getattr(lab, who).kill(kind, guest.name)
+    assert crashed(lab.b, guest)
+    lab.a.link.limit(FAST)
+    mover.communicate(timeout=60)
+    guest.start(lab.b)
+    guest.check_alive()
+    wait_until(lambda: lab.a.vm_state(guest.name) == "replica", 60, "a lends nothing any more")
+    check_moved(lab, guest, lab.b)
+    guest.check_records(lab.b, durable)
+
+
+def test_a_guest_that_was_started_again_has_all_its_memory(busy):
+    """Host b goes down while memory follows; what its record says of that ends with the next start."""
+    lab, guest = busy()
+    mover = begin_slowly(lab, guest)
+    wait_until(lambda: json.loads((lab.b.state / "vms" / guest.name / "epoch.json").read_text())["role"] == "owner", 20,
+               "b owns it")
+    for kind in ("oraid", "orai-vm", "qemu"):
+        lab.b.kill(kind, guest.name)
+    lab.b.restart()
+    mover.communicate(timeout=60)
+    crashed(lab.b, guest)
+    guest.start(lab.b)
+    guest.check_alive()
+    lab.b.kill("orai-vm", guest.name)
+    wait_until(lambda: lab.b.pid_of("orai-vm", guest.name) and lab.b.vm_state(guest.name) == "running", 20, "a new one")
+    check_moved(lab, guest, lab.b)
+
+
+@pytest.mark.parametrize("qemu", ["7.2", "10.0"])
+def test_a_return_path_that_makes_no_sense(busy, new_qemu, qemu):  # noqa: F811
+    """Version 10 then gives up at the end of its stream, and would continue the guest, which runs on b."""
+    lab, guest = busy(qemus={"a": new_qemu, "b": new_qemu} if qemu == "10.0" else {})
+    durable = guest.ask("sync")["durable"]
+    mover = begin_slowly(lab, guest)
+    lab.b.fault(guest.name, "destination.back", "flip")
+    lab.b.wait_fault_reached(guest.name, "destination.back")
+    lab.a.link.limit(FAST)
+    mover.communicate(timeout=60)
+    wait_until(lambda: lab.where(guest.name)["a"] == "replica" and not lab.a.pid_of("qemu", guest.name), 60,
+               "nothing of it is left on a")
+    if qemu == "10.0":
+        assert "QEMU continued the guest after the hand-over: it is ended" in lab.a.log()
+    wait_until(lambda: lab.b.vm_state(guest.name) in ("running", "crashed"), 20, "its fate is known")
+    if lab.b.vm_state(guest.name) == "crashed":
+        assert "memory" in lab.b.vm(guest.name)["reason"]
+        guest.check_records(lab.b, durable)
+        guest.start(lab.b)
+    check_moved(lab, guest, lab.b)
