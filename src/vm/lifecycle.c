@@ -125,14 +125,15 @@ void vm_take_news(struct vm *vm)
         return;
     if (news.gone && qemu_has_exited(vm)) {
         vm->lost_deadline = 0;
-        if (!news.shut_down && !vm->reason[0])
+        bool crashed = !news.shut_down && !vm->killed;
+        if (crashed && !vm->reason[0])
             snprintf(vm->reason, sizeof vm->reason,
                      "QEMU ended without the guest having shut down; see %.160s/qemu.log",
                      vm->options.vm_dir);
-        vm_end(vm, news.shut_down ? VM_STOPPED : VM_CRASHED,
-               !news.shut_down ? "crashed"
-               : news.by_guest ? "shutdown"
-                               : "killed");
+        vm_end(vm, crashed ? VM_CRASHED : VM_STOPPED,
+               crashed                           ? "crashed"
+               : news.shut_down && news.by_guest ? "shutdown"
+                                                 : "killed");
         return;
     }
     if (news.gone && !vm->lost_deadline)
@@ -266,11 +267,23 @@ static int boot(struct vm *vm, struct err *err)
     return r;
 }
 
+/* Memory that was elsewhere was a former guest's: the host went down before that was on record. */
+static int forget_memory(struct vm *vm, struct err *err)
+{
+    struct epoch_record record = *epoch_get(vm->epoch);
+    if (!record.memory_away)
+        return 0;
+    record.memory_away = false;
+    return epoch_set(vm->epoch, &record, err);
+}
+
 int vm_start(struct vm *vm, struct err *err)
 {
     int r = check_not_running(vm, err);
     if (r == 0)
         r = check_role(vm, err);
+    if (r == 0)
+        r = forget_memory(vm, err);
     if (r < 0)
         return r;
     vm_want_paused(vm, false);
@@ -302,15 +315,13 @@ static int end_leftover(struct vm *vm, struct err *err)
  * thread may wait for a page for ever, so QEMU is not asked. */
 static int lose_memory(struct vm *vm, struct err *err)
 {
-    struct epoch_record record = *epoch_get(vm->epoch);
-    record.memory_away = false;
     int r = end_leftover(vm, err);
     if (r == 0)
-        r = epoch_set(vm->epoch, &record, err);
+        r = forget_memory(vm, err);
     if (r < 0)
         return r;
     err_set(err, ESRCH, "the guest has crashed: orai-vm ended while some of its memory was still on %s",
-            record.peer.name);
+            epoch_get(vm->epoch)->peer.name);
     return err_hint(err, "start it again with: orai start %s", vm->config.name);
 }
 

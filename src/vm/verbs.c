@@ -60,7 +60,11 @@ static int do_stop(struct vm *vm, const json_t *request, struct err *err)
 static int do_kill(struct vm *vm, const json_t *request, struct err *err)
 {
     (void)request;
-    return vm->arrival ? arrival_kill(vm->arrival, err) : vm_kill(vm, err);
+    if (!vm->arrival)
+        return vm_kill(vm, err);
+    int r = arrival_kill(vm->arrival, err);
+    vm->killed = r == 0; /* its end is seen later */
+    return r;
 }
 
 static int do_pause(struct vm *vm, const json_t *request, struct err *err)

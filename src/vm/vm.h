@@ -96,7 +96,7 @@ struct vm {
     int64_t lost_deadline; /* QMP is gone, QEMU is not: until when to wait for its exit, 0 = not so */
     bool let_go;           /* end this process, not QEMU */
     const char *ended;     /* why, once the process may end */
-    bool killed;           /* a kill was asked for */
+    bool killed;           /* QEMU is ending because a human wished so */
 };
 
 /* --- lifecycle.c -------------------------------------------------------------------------------------------
