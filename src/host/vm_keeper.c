@@ -120,22 +120,21 @@ static void take_ended(struct vms *vms, struct vm *vm, const json_t *event)
     event_add(vms->host->events, "vm.ended", vm->name, json_pack("{s:s}", "why", why));
 }
 
-/* A VM that was started with the host has come so far that whatever happens now is its own life. */
-static void take_boot(struct vms *vms, struct vm *vm, const char *state)
+static void take_state(struct vms *vms, struct vm *vm, const json_t *said)
 {
-    if (!vm->boot || strcmp(state, "starting") == 0)
-        return;
-    vm->boot = false;
-    if (strcmp(state, "running") == 0)
+    const char *state = json_str(said, "state", "unknown");
+    set_state(vms, vm, state, json_str(said, "reason", NULL));
+    if (strcmp(state, "running") == 0) /* whatever word of it was missed */
         set_desired(vms, vm, true);
+    if (strcmp(state, "starting") != 0) /* with the host; whatever happens from here on is its own life */
+        vm->boot = false;
 }
 
 static void take_event(struct vms *vms, struct vm *vm, const json_t *event)
 {
     const char *what = json_str(event, "event", "");
     if (strcmp(what, "state") == 0) {
-        set_state(vms, vm, json_str(event, "state", "unknown"), json_str(event, "reason", NULL));
-        take_boot(vms, vm, json_str(event, "state", "unknown"));
+        take_state(vms, vm, event);
     } else if (strcmp(what, "progress") == 0) {
         take_move(vms, vm, json_object_get(event, "move"));
     } else if (strcmp(what, "moved") == 0) {
@@ -153,11 +152,7 @@ static void take_event(struct vms *vms, struct vm *vm, const json_t *event)
 /* What was missed before the watch began. */
 static void take_status(struct vms *vms, struct vm *vm, const json_t *status)
 {
-    const char *state = json_str(status, "state", "unknown");
-    set_state(vms, vm, state, json_str(status, "reason", NULL));
-    if (strcmp(state, "running") == 0)
-        set_desired(vms, vm, true);
-    take_boot(vms, vm, state);
+    take_state(vms, vm, status);
     take_move(vms, vm, json_object_get(status, "move"));
 }
 

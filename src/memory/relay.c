@@ -143,13 +143,12 @@ static int listen_closed(struct relay *relay, const struct sockaddr_un *address,
     relay->listener = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
     relay->placeholder = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
     unlink(relay->path);
-    /* Nobody can connect before listen(2): the file's mode and owner are right by then, whatever the umask.
-     */
+    /* Nobody can connect before listen(2): the file's mode and owner are right by then. */
     if (relay->listener < 0 || relay->placeholder < 0 ||
         bind(relay->listener, (const struct sockaddr *)address, sizeof *address) < 0 ||
-        chmod(relay->path, 0600) < 0 || listen(relay->listener, 0) < 0 ||
-        connect(relay->placeholder, (const struct sockaddr *)address, sizeof *address) < 0 ||
-        chown(relay->path, uid, (gid_t)-1) < 0)
+        chmod(relay->path, 0600) < 0 || chown(relay->path, uid, (gid_t)-1) < 0 ||
+        listen(relay->listener, 0) < 0 ||
+        connect(relay->placeholder, (const struct sockaddr *)address, sizeof *address) < 0)
         return err_sys(err, errno, "cannot listen for QEMU at %s", relay->path);
     return 0;
 }

@@ -81,9 +81,11 @@ static int place(struct arrival *arrival, struct link *link, const struct hello 
     }
     if (strcmp(hello->role, "data") == 0 && (moving || following) && same &&
         hello->index == session->data_count && hello->index < MOVE_MAX_CONNECTIONS) {
+        if (hello->index == 0 && session->stream &&
+            stream_attach(session->stream, link, hello->taken, err) < 0)
+            return -err->code;
         session_add_data(session, assigned(arrival, link));
-        return hello->index == 0 && session->stream ? stream_attach(session->stream, link, hello->taken, err)
-                                                    : 0;
+        return 0;
     }
     if (strcmp(hello->role, "again") == 0 && same && arrival->ready && !arrival->closing &&
         !arrival->next_control) {
