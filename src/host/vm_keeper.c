@@ -32,9 +32,11 @@
 
 static void set_state(struct vms *vms, struct vm *vm, const char *state, const char *reason)
 {
+    char before[sizeof vm->state];
     pthread_mutex_lock(&vms->lock);
-    bool changed = strcmp(vm->state, state) != 0;
+    memcpy(before, vm->state, sizeof before);
     snprintf(vm->state, sizeof vm->state, "%s", state);
+    bool changed = strcmp(before, vm->state) != 0;
     pthread_mutex_unlock(&vms->lock);
     if (changed)
         event_add(vms->host->events, "vm.state", vm->name,
