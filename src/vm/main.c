@@ -43,6 +43,8 @@ enum { EXIT_ENDED = 0, EXIT_ERROR = 1, EXIT_USAGE = 2, EXIT_NO_QEMU = 3 };
 #define PROGRESS_NSEC (NSEC_PER_SEC / 5)
 #define TRIM_NSEC (30 * NSEC_PER_SEC)
 #define LOG_MAX (8 * MiB) /* console.log and qemu.log: a guest can fill them */
+#define LOCK_NSEC (3 * NSEC_PER_SEC)
+#define LOCK_POLL_NSEC (5 * NSEC_PER_MSEC)
 #define DEFAULT_USER "orai-qemu"
 
 /* --- setting up --------------------------------------------------------------------------------------------
@@ -55,15 +57,20 @@ static int run_path(const struct vm *vm, const char *name, char path[PATH_MAX], 
     return 0;
 }
 
-/* Held until this process ends, however it ends. */
-static int lock_vm(const char *vm_dir, int *ret_fd, struct err *err)
+/* Held until this process ends, however it ends. The one before us may have said that it is over, and not be
+ * gone yet: a start or an arrival, which someone asked for, waits `patience` for that. */
+static int lock_vm(const char *vm_dir, int64_t patience, int *ret_fd, struct err *err)
 {
+    int64_t deadline = clock_now() + patience;
     char path[PATH_MAX];
     snprintf(path, sizeof path, "%.4000s/orai-vm.lock", vm_dir);
     _cleanup_close_ int fd = open(path, O_RDWR | O_CREAT | O_CLOEXEC, 0600);
     if (fd < 0)
         return err_sys(err, errno, "cannot open %s", path);
-    if (flock(fd, LOCK_EX | LOCK_NB) < 0)
+    int r;
+    while ((r = flock(fd, LOCK_EX | LOCK_NB)) < 0 && errno == EWOULDBLOCK && clock_now() < deadline)
+        clock_sleep(LOCK_POLL_NSEC);
+    if (r < 0)
         return errno == EWOULDBLOCK ? err_set(err, EBUSY, "another orai-vm runs for %s", vm_dir)
                                     : err_sys(err, errno, "cannot lock %s", vm_dir);
     *ret_fd = TAKE_FD(fd);
@@ -311,7 +318,8 @@ static int run(struct vm *vm)
     char path[PATH_MAX];
     int lock = -1;
     int signals = open_signals(&err);
-    int r = signals < 0 ? signals : lock_vm(vm->options.vm_dir, &lock, &err);
+    int64_t patience = vm->options.mode == MODE_RESUME ? 0 : LOCK_NSEC;
+    int r = signals < 0 ? signals : lock_vm(vm->options.vm_dir, patience, &lock, &err);
     if (r < 0)
         return report(vm, &err, EXIT_ERROR); /* not ours: its files are left alone */
     if (run_path(vm, "failure.json", path, NULL) == 0)
