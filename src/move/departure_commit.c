@@ -130,6 +130,7 @@ static int ask_until_answered(struct departure *departure, enum answer *ret)
 int departure_keep(struct departure *departure, int code, const char *why, struct err *err)
 {
     departure_drop_lender(departure); /* before the guest may write again */
+    machine_set_network(departure->machine, true);
     take_back(departure, code == EINTR);
     if (!departure_qemu_alive(departure))
         return err_set(err, EOWNERDEAD, "%s, and the guest's QEMU has ended here", why);

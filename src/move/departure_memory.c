@@ -29,6 +29,7 @@
 
 #define AGAIN_NS NSEC_PER_SEC
 #define QUIET_NS (100 * NSEC_PER_MSEC)
+#define STUCK_NS (500 * NSEC_PER_MSEC)
 #define WRITTEN_POLL_NS (5 * NSEC_PER_MSEC)
 #define GIVE_UP_MSEC 30000
 #define SLOWEST_RATE (100 * MiB) /* bytes per second at which QEMU writes its stream to nobody, at least */
@@ -112,20 +113,24 @@ int departure_wait_completed(struct departure *departure, struct err *err)
  */
 
 /* 1: QEMU has written all: it counts no page any more, and its stream is silent. 0: it is in post-copy no
- * more. */
+ * more. A link that is dead, and not known to be yet, must not hold it up. */
 static int wait_written(struct departure *departure, int64_t deadline, struct err *err)
 {
     struct qemu_migration migration;
     uint64_t bytes = 0;
-    int64_t since = clock_now();
+    int64_t since = clock_now(), moved = since;
     for (int64_t now = since; now - since < QUIET_NS; clock_sleep(WRITTEN_POLL_NS), now = clock_now()) {
         int r = qemu_migrate_query(machine_qemu(departure->machine), &migration, err);
         if (r < 0 || strcmp(migration.status, "postcopy-active") != 0)
             return r;
         if (now >= deadline)
             return err_set(err, ETIMEDOUT, "QEMU does not come to the end of its stream");
-        if (migration.ram_remaining || stream_bytes(departure->session.stream) != bytes)
+        if (stream_bytes(departure->session.stream) != bytes)
+            moved = now;
+        if (migration.ram_remaining || moved == now)
             since = now;
+        if (now - moved > STUCK_NS)
+            session_stop_data(&departure->session);
         bytes = stream_bytes(departure->session.stream);
     }
     return 1;
@@ -219,6 +224,8 @@ int departure_follow(struct departure *departure, struct err *err)
     bool told = false;
     int64_t shown = 0;
     uint64_t before = departure->numbers.memory_sent; /* when the destination was ready */
+    /* QEMU is still far from its end. Should it ever continue the guest, nobody hears that. */
+    machine_set_network(departure->machine, false);
     stream_widen(departure->session.stream);
     departure->numbers.phase = "memory";
     departure->options.connections = 1;

@@ -94,16 +94,22 @@ static int raise_address(int control, const char *name, struct err *err)
     return 0;
 }
 
-static int set_up(int control, const char *name, struct err *err)
+static int set_up(int control, const char *name, bool up, struct err *err)
 {
     struct ifreq request;
     set_name(&request, name);
     if (ioctl(control, SIOCGIFFLAGS, &request) < 0)
         return err_sys(err, errno, "cannot read the flags of the tap %s", name);
-    request.ifr_flags |= IFF_UP;
+    request.ifr_flags = (short)(up ? request.ifr_flags | IFF_UP : request.ifr_flags & ~IFF_UP);
     if (ioctl(control, SIOCSIFFLAGS, &request) < 0)
-        return err_sys(err, errno, "cannot set the tap %s up", name);
+        return err_sys(err, errno, "cannot set the tap %s %s", name, up ? "up" : "down");
     return 0;
+}
+
+int tap_set(const char *name, bool up, struct err *err)
+{
+    _cleanup_close_ int control = socket(AF_INET, SOCK_DGRAM | SOCK_CLOEXEC, 0);
+    return control < 0 ? err_sys(err, errno, "cannot make a socket") : set_up(control, name, up, err);
 }
 
 int tap_open(const char *name, const char *bridge, struct err *err)
@@ -118,7 +124,7 @@ int tap_open(const char *name, const char *bridge, struct err *err)
     if (r == 0 && bridge[0])
         r = join_bridge(control, name, bridge, err);
     if (r == 0)
-        r = set_up(control, name, err);
+        r = set_up(control, name, true, err);
     return r < 0 ? r : TAKE_FD(fd);
 }
 

@@ -9,6 +9,7 @@
 #include "base/id.h"
 
 #include <net/if.h>
+#include <stdbool.h>
 #include <stddef.h>
 #include <sys/types.h>
 
@@ -20,5 +21,7 @@ int tap_open(const char *name, const char *bridge, struct err *err);
 /* The descriptor of `name` that the process behind `pidfd` holds; ours from here on. -ENOENT if it has none.
  */
 int tap_take(pid_t pid, int pidfd, const char *name, struct err *err);
+/* Up, or down: then it takes frames from nobody, and gives none. */
+int tap_set(const char *name, bool up, struct err *err);
 /* Size of the virtio net header before each frame (10 or 12), 0 if there is none, or -errno. */
 int tap_header_size(int fd);

@@ -149,6 +149,16 @@ static int open_taps(struct machine *machine, struct err *err)
     return 0;
 }
 
+void machine_set_network(const struct machine *machine, bool on)
+{
+    for (size_t i = 0; i < machine->config.nic_count; i++) {
+        char name[IFNAMSIZ];
+        struct err err = ERR_NONE;
+        if (machine->qemu && tap_set(tap_name(&machine->config.id, i, name), on, &err) < 0)
+            log_warning("%s", err.text);
+    }
+}
+
 /* A tap that cannot be had again costs us the announcing, not the guest its network: QEMU holds it. */
 static void take_taps(struct machine *machine)
 {

@@ -37,5 +37,7 @@ void machine_disk_statistics(const struct machine *machine, size_t index, struct
 
 /* The guest's addresses as learned from its ARP and IPv6 ND (net/announce.h); JSON so that it can travel. */
 json_t *machine_addresses(const struct machine *machine);
+/* The guest's cables, in or out, without its noticing. */
+void machine_set_network(const struct machine *machine, bool on);
 /* Announces the guest here (GARP, RARP, unsolicited NA), `addresses` as above (may be NULL); repeats a few times. */
 void machine_announce(struct machine *machine, const json_t *addresses);
