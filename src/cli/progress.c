@@ -166,6 +166,7 @@ json_t *progress_result_json(const json_t *move)
                         json_is_integer(json_object_get(move, "running_ms"))
                             ? json_real((double)json_u64(move, "running_ms", 0) / 1000)
                             : json_null());
+    set_copy(result, "disk_found_bytes", disk, "found_bytes");
     set_copy(result, "disk_base", disk, "base");
     set_copy(result, "disk_rounds", disk, "round");
     set_copy(result, "predicted_seconds", predicted, "seconds");

@@ -154,16 +154,18 @@ static int check_movable(struct departing *d, struct err *err)
 
 static int read_move(struct departing *d, const json_t *body, struct err *err)
 {
-    static const char *const plain[] = {"mode",       "memory",          "dry_run",
-                                        "bandwidth",  "max_blackout_ms", "timeout_ms",
-                                        "on_timeout", "connections"};
+    static const char *const plain[] = {"mode",       "memory",     "dry_run",
+                                        "compare",    "bandwidth",  "max_blackout_ms",
+                                        "timeout_ms", "on_timeout", "connections"};
     const char *to = NULL, *on_timeout = "cancel", *mode = "auto", *memory = "precopy";
     enum move_mode parsed;
     uint64_t number = 0;
-    bool flag = false;
+    bool flag = false, compare = false;
     int r = body_name(body, "to", &to, err);
     if (r == 0)
         r = body_flag(body, "dry_run", &flag, err);
+    if (r == 0)
+        r = body_flag(body, "compare", &compare, err);
     if (r == 0)
         r = body_number(body, "bandwidth", 0, INT64_MAX, &number, err);
     if (r == 0)
@@ -180,6 +182,8 @@ static int read_move(struct departing *d, const json_t *body, struct err *err)
         r = body_string(body, "mode", &mode, err);
     if (r == 0 && move_mode_parse(mode, &parsed) < 0)
         r = err_set(err, EINVAL, "\"mode\" must be \"precopy\", \"postcopy\", \"hybrid\" or \"auto\"");
+    if (r == 0 && compare && (parsed == MOVE_POSTCOPY || parsed == MOVE_HYBRID))
+        r = err_set(err, EINVAL, "\"compare\" is done before the switch: not in mode \"%s\"", mode);
     if (r == 0)
         r = body_string(body, "memory", &memory, err);
     if (r == 0 && strcmp(memory, "precopy") != 0 && strcmp(memory, "postcopy") != 0)
@@ -219,7 +223,7 @@ int api_vm_move(struct host *host, struct request *request, struct answer *ret, 
 {
     static const char *const members[] = {
         "to",         "mode",       "memory",      "dry_run", "bandwidth", "max_blackout_ms",
-        "timeout_ms", "on_timeout", "connections", NULL};
+        "timeout_ms", "on_timeout", "connections", "compare", NULL};
     struct departing *d = calloc(1, sizeof *d);
     if (!d)
         return err_set(err, ENOMEM, "out of memory");

@@ -192,6 +192,7 @@ void arrival_free(struct arrival *arrival)
     if (arrival->thread)
         pthread_join(arrival->thread, NULL);
     arrival_close_links(arrival);
+    arrival_close_donors(arrival);
     session_done(&arrival->session);
     compare_done(&arrival->compare);
     fetch_free(arrival->fetch);

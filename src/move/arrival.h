@@ -6,6 +6,7 @@
  *   arrival_links.c     its connections: greeting, who is who, where frames go
  *   arrival_prepare.c   checks and reserves; builds the disks on their bases; starts QEMU with -incoming
  *   arrival_transfer.c  blocks to the disks, the stream to QEMU, marks and claims; "ready"
+ *   arrival_donor.c     what is found in a donor is not sent
  *   arrival_split.c     what a post-copy move does otherwise
  *   arrival_memory.c    QEMU's stream, and memory that comes after the switch
  *   arrival_commit.c    the commit, waiting for it over broken links, refusing it
@@ -15,6 +16,7 @@
  */
 #pragma once
 
+#include "disk/donor.h"
 #include "memory/compare.h"
 #include "move/fetch.h"
 #include "move/move.h"
@@ -22,6 +24,7 @@
 #include "move/session.h"
 #include "move/stages.h"
 
+#include <limits.h>
 #include <stdatomic.h>
 
 enum { ARRIVAL_MAX_LINKS = 2 * MOVE_MAX_CONNECTIONS };
@@ -61,8 +64,10 @@ struct arrival {
     char no_later[256]; /* why not, when the source wished it */
     atomic_bool memory_whole, memory_failed; /* QEMU says so; its QMP thread */
     bool guest_runs;
-    uint32_t forked[VM_MAX_DISKS]; /* the common ancestor where our copy is a fork, else 0 */
-    bool ready;                    /* "ready" was said: from here on only a durable refusal ends the try */
+    uint32_t forked[VM_MAX_DISKS];     /* the common ancestor where our copy is a fork, else 0 */
+    struct donor *donor[VM_MAX_DISKS]; /* NULL: none; set before `receiving` */
+    struct sums *sums;
+    bool ready; /* "ready" was said: from here on only a durable refusal ends the try */
 
     /* Guarded by `lock`; link threads and greeters use it too. */
     pthread_mutex_t lock;
@@ -107,6 +112,17 @@ int arrival_run(struct arrival *arrival, const uint8_t *payload, size_t size, st
 int arrival_hashes(struct arrival *arrival, struct link *link, const uint8_t *payload, size_t size,
                    struct err *err);
 int arrival_page(struct arrival *arrival, const uint8_t *payload, size_t size, struct err *err);
+/* arrival_donor.c: puts what lies where disk `i` will be built aside; opens the donors that "base" names;
+ * takes what they have (FRAME_SUMS, on a link's thread). Removed: the copies are whole. Closed: no link is
+ * left. */
+int arrival_put_aside(struct arrival *arrival, size_t i, const json_t *entry, struct err *err);
+int arrival_open_donors(struct arrival *arrival, const json_t *base, struct err *err);
+int arrival_sums(struct arrival *arrival, struct link *link, const uint8_t *payload, size_t size,
+                 struct err *err);
+void arrival_remove_donors(const struct arrival *arrival);
+void arrival_close_donors(struct arrival *arrival);
+/* arrival_prepare.c: where disk `i` is. */
+const char *arrival_disk_image(const struct arrival *arrival, size_t i, char path[PATH_MAX]);
 /* The mark that all data links have passed. */
 uint32_t arrival_marked(struct arrival *arrival);
 /* Keeps a claim until its mark is durable. */

@@ -110,6 +110,7 @@ static uint64_t bytes_here(const struct arrival *arrival)
         snprintf(path, sizeof path, "%s/%s", arrival->host->env.vm_dir, arrival->config.disks[i].file);
         if (stat(path, &st) == 0)
             bytes += S_ISBLK(st.st_mode) ? arrival->config.disks[i].size : (uint64_t)st.st_blocks * 512;
+        bytes += donor_bytes(path);
     }
     return bytes;
 }

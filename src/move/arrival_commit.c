@@ -223,6 +223,7 @@ int arrival_commit(struct arrival *arrival, struct err *err)
 int arrival_finish(struct arrival *arrival, struct err *err)
 {
     struct mail *mail;
+    arrival_remove_donors(arrival);
     int r = arrival_say_running(arrival);
     if (arrival->memory_later)
         return arrival_follow(arrival, err);

@@ -194,6 +194,9 @@ static int on_data(struct arrival *arrival, struct link *link, unsigned index, c
         if (r == 0)
             r = await_round(arrival, index, err);
         return r < 0 ? r : arrival_run(arrival, payload, frame->length, err);
+    case FRAME_SUMS:
+        r = await_round(arrival, index, err);
+        return r < 0 ? r : arrival_sums(arrival, link, payload, frame->length, err);
     case FRAME_MARK:
         return on_mark(arrival, index, frame, payload, err);
     case FRAME_STREAM:

@@ -31,7 +31,7 @@ struct incoming_file {
     int fd;
 };
 
-static const char *disk_image(const struct arrival *arrival, size_t i, char path[PATH_MAX])
+const char *arrival_disk_image(const struct arrival *arrival, size_t i, char path[PATH_MAX])
 {
     snprintf(path, PATH_MAX, "%s/%s", arrival->host->env.vm_dir, arrival->config.disks[i].file);
     return path;
@@ -58,7 +58,7 @@ static int copy_lineage(const struct arrival *arrival, size_t i, struct lineage 
     char path[PATH_MAX];
     struct disk *disk;
     *ret = NULL;
-    if (access(disk_image(arrival, i, path), F_OK) < 0)
+    if (access(arrival_disk_image(arrival, i, path), F_OK) < 0)
         return errno == ENOENT ? 0 : err_sys(err, errno, "cannot look at the old copy %s", path);
     int r = disk_open(path, DISK_READ_ONLY, &disk, err);
     if (r == -ENOENT || r == -EBADMSG) {
@@ -124,7 +124,7 @@ static int send_prepared(struct arrival *arrival, json_t *wanted, struct err *er
 {
     _cleanup_json_ json_t *disks = json_array();
     for (size_t i = 0; i < arrival->config.disk_count; i++) {
-        char path[PATH_MAX];
+        char path[PATH_MAX], copy[PATH_MAX];
         struct id hash;
         _cleanup_(lineage_freep) struct lineage *lineage = NULL;
         int r = copy_lineage(arrival, i, &lineage, err);
@@ -132,8 +132,11 @@ static int send_prepared(struct arrival *arrival, json_t *wanted, struct err *er
             r = send_lineage(arrival, i, lineage, err);
         if (r < 0)
             return r;
-        json_array_append_new(disks, json_pack("{s:b, s:b}", "copy", lineage != NULL, "image",
-                                               base_image(arrival, i, path, &hash)));
+        arrival_disk_image(arrival, i, copy);
+        json_array_append_new(disks,
+                              json_pack("{s:b, s:b, s:b, s:b}", "copy", lineage != NULL, "image",
+                                        (int)base_image(arrival, i, path, &hash), "donor",
+                                        (int)donor_possible(copy), "donor_left", donor_bytes(copy) > 0));
     }
     uint64_t epoch = MAX(arrival->before.epoch, arrival->before.refused);
     _cleanup_json_ json_t *prepared = json_pack("{s:I, s:O, s:O, s:s}", "epoch", (json_int_t)epoch, "disks",
@@ -170,7 +173,7 @@ static int build_disk(struct arrival *arrival, size_t i, const char *base, uint3
 {
     char path[PATH_MAX], image[PATH_MAX];
     struct id hash;
-    disk_image(arrival, i, path);
+    arrival_disk_image(arrival, i, path);
     if (strcmp(base, "fork") == 0) {
         struct disk *disk;
         int r = disk_open(path, DISK_READ_ONLY, &disk, err);
@@ -203,6 +206,8 @@ static int build_disks(struct arrival *arrival, const json_t *list, bool dry_run
         int r = json_get_string(entry, "base", "base", &base, err);
         if (r == 0)
             r = json_get_u64(entry, "generation", "base", &generation, err);
+        if (r == 0 && !dry_run)
+            r = arrival_put_aside(arrival, i, entry, err);
         if (r == 0 && (!dry_run || strcmp(base, "fork") == 0))
             r = build_disk(arrival, i, base, (uint32_t)generation, err);
         if (r < 0)
@@ -388,6 +393,7 @@ static int build(struct arrival *arrival, const json_t *base, struct incoming_fi
         (r = receive_files(arrival, files, first_claims(list), err)) < 0 ||
         (r = vm_config_save(arrival->host->env.vm_dir, &arrival->config, err)) < 0 ||
         (r = build_disks(arrival, list, false, err)) < 0 ||
+        (r = arrival_open_donors(arrival, base, err)) < 0 ||
         (r = machine_new(&arrival->host->env, &arrival->config, &arrival->machine, err)) < 0 ||
         (r = start_machine(arrival, err)) < 0)
         return r;

@@ -124,6 +124,8 @@ int arrival_apply_claims(struct arrival *arrival, uint32_t sequence, struct err 
             r = disk_set_lineage(disk, claim, err);
         if (r < 0)
             return r;
+        if (claim && claim->reached && arrival->donor[i])
+            donor_punch(arrival->donor[i], claim->cursor);
     }
     return 0;
 }

@@ -225,6 +225,7 @@ void departure_free(struct departure *departure)
     lender_free(departure->lender);
     ram_view_close(&departure->ram);
     departure_drop_hashes(departure);
+    departure_free_asking(departure);
     for (size_t i = 0; i < VM_MAX_DISKS; i++)
         relocate_free(departure->relocate[i]);
     progress_free(departure->progress);

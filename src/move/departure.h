@@ -6,6 +6,7 @@
  *   departure_connect.c   the connections
  *   departure_prepare.c   lets the destination check, chooses bases, sends files
  *   departure_rounds.c    the disks' rounds, marks and claims
+ *   departure_donor.c     what the destination finds in a donor is not sent
  *   departure_transfer.c  rounds, memory beside them, the pause
  *   departure_memory.c    QEMU's stream: before the switch, or after it
  *   departure_compare.c   an emulated guest's memory is compared, because QEMU's dirty tracking of it has
@@ -18,6 +19,7 @@
 #pragma once
 
 #include "disk/relocate.h"
+#include "disk/sums.h"
 #include "memory/compare.h"
 #include "move/fault.h"
 #include "move/lender.h"
@@ -54,6 +56,8 @@ struct departure {
     /* Disks: one of each per disk of the machine. */
     struct relocate *relocate[VM_MAX_DISKS];
     bool forked[VM_MAX_DISKS];
+    bool donor[VM_MAX_DISKS]; /* the destination has one, and the first round is not over */
+    struct asking *asking;    /* departure_donor.c; NULL: there is no donor */
     uint32_t sealed[VM_MAX_DISKS];
     uint32_t mark; /* sequence of the newest mark */
     unsigned next_link;
@@ -148,6 +152,19 @@ int departure_ask_again(struct departure *departure, struct err *err);
 /* The guest comes back: the record first, then the rollbacks of the stage table continue it. Fails always. */
 int departure_keep(struct departure *departure, int code, const char *why, struct err *err);
 
+/* --- departure_donor.c --- */
+
+/* There is a donor: its key, for the destination. */
+int departure_new_asking(struct departure *departure, uint8_t ret_key[SUMS_KEY], struct err *err);
+void departure_free_asking(struct departure *departure);
+/* Asks for the blocks of a piece that is not zero. */
+int departure_ask_donor(struct departure *departure, size_t i, const struct relocate_piece *piece,
+                        const void *data, struct err *err);
+/* Sends what an answer says is needed. 1 = it did, 0 = there is none. With `wait` 0 = all is answered. */
+int departure_take_answer(struct departure *departure, bool wait, struct err *err);
+/* FRAME_DIFFER, on a link's thread. */
+int departure_differ(struct departure *departure, const uint8_t *payload, size_t size, struct err *err);
+
 /* --- departure_rounds.c --- */
 
 #define SHOW_NS (200 * NSEC_PER_MSEC)
@@ -167,6 +184,12 @@ int rounds_begin(struct departure *departure, enum lineage_kind kind, struct err
 int rounds_send(struct departure *departure, const struct round_slice *slice, struct err *err);
 /* Claims and mark of the round that is over; `final`: the hand-over's. */
 int rounds_mark(struct departure *departure, bool final, struct err *err);
+/* Sends blocks of disk `i` over some data connection. Takes `payload` (link_buffer): WIRE_RUN_SIZE free
+ * bytes, then the data. */
+int rounds_send_run(struct departure *departure, size_t i, uint8_t *payload,
+                    const struct relocate_piece *piece, struct err *err);
+/* The data connection with the least in its queue. */
+struct link *rounds_quietest(struct departure *departure);
 /* A round from beginning to mark. */
 int rounds_whole(struct departure *departure, struct err *err);
 /* Marks that the destination has not made durable yet; waits until at most `open` are. */

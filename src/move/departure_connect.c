@@ -25,6 +25,8 @@ static int on_frame(void *arg, struct link *link, const struct frame *frame, con
         return session->stream ? stream_take(session->stream, link, payload, frame->length, err) : 0;
     case FRAME_TAKEN:
         return stream_peer_took(session->stream, payload, frame->length, err);
+    case FRAME_DIFFER:
+        return departure_differ(departure, payload, frame->length, err);
     case FRAME_CANCEL:
         session->cancel_heard = true;
         session_cancel(session);

@@ -198,12 +198,14 @@ static const char *choose_base(struct departure *departure, const struct offer *
 {
     _cleanup_(lineage_freep) struct lineage *ours = NULL;
     json_t *has = json_array_get(json_object_get(offer->prepared, "disks"), i);
+    /* What is left of a donor says that a comparison has begun: it goes on. */
+    bool distrusted = departure->options.compare && !json_bool(has, "donor_left", false);
     *ret = (struct lineage_base){0};
     if (disk_lineage(machine_disk(departure->machine, i), &ours, err) < 0)
         return NULL;
     if (offer->lineage[i])
         lineage_compare(ours, offer->lineage[i], ret);
-    if (offer->lineage[i] && !ret->foreign && (ret->base || ret->reached))
+    if (offer->lineage[i] && !ret->foreign && (ret->base || ret->reached) && !distrusted)
         return base_name(ret, offer->lineage[i], false);
     const struct lineage_entry *first = lineage_find(ours, 1);
     *ret = (struct lineage_base){0};
@@ -290,11 +292,50 @@ static int make_relocate(struct departure *departure, size_t i, const struct lin
     return r;
 }
 
+/* An image without a common history is a donor; so is a copy that the user does not trust, and what is left
+ * from an earlier try. Not in a post-copy move, where nothing is sent before the switch. */
+static bool choose_donor(const struct departure *departure, const struct offer *offer, size_t i,
+                         const char *base)
+{
+    const json_t *has = json_array_get(json_object_get(offer->prepared, "disks"), i);
+    bool before = departure->options.mode == MOVE_PRECOPY || departure->options.mode == MOVE_AUTO;
+    bool fresh = strcmp(base, "none") == 0 || strcmp(base, "image") == 0;
+    return before && ((fresh && json_bool(has, "donor", false)) ||
+                      (strcmp(base, "partial") == 0 && json_bool(has, "donor_left", false)));
+}
+
+/* Says in the list of bases which disks have a donor, and makes the key of their sums. */
+static int choose_donors(struct departure *departure, const struct offer *offer, json_t *list,
+                         json_t **ret_key, struct err *err)
+{
+    uint8_t key[SUMS_KEY];
+    char text[2 * SUMS_KEY + 1];
+    bool any = false;
+    for (size_t i = 0; i < departure_disks(departure); i++) {
+        json_t *entry = json_array_get(list, i);
+        departure->donor[i] = choose_donor(departure, offer, i, json_str(entry, "base", ""));
+        json_object_set_new(entry, "donor", json_boolean(departure->donor[i]));
+        if (!departure->donor[i])
+            continue;
+        any = true;
+        progress_note(departure->progress,
+                      "disk %zu is compared with what is on %s: only what differs is sent", i,
+                      departure->options.peer.name);
+    }
+    if (!any || departure->options.dry_run)
+        return 0;
+    int r = departure_new_asking(departure, key, err);
+    if (r == 0)
+        *ret_key = json_string(hex_format(key, sizeof key, text));
+    return r;
+}
+
 /* Chooses and announces all bases, with the claims that the copies there may make from now on. */
 static int send_bases(struct departure *departure, const struct offer *offer,
                       struct lineage_base bases[VM_MAX_DISKS], struct err *err)
 {
     _cleanup_json_ json_t *list = json_array();
+    json_t *key = NULL;
     for (size_t i = 0; i < departure_disks(departure); i++) {
         const char *base = choose_base(departure, offer, i, &bases[i], err);
         if (!base)
@@ -306,13 +347,16 @@ static int send_bases(struct departure *departure, const struct offer *offer,
             departure->numbers.disk_base = base;
     }
     departure->prediction.disk_count = departure_disks(departure);
+    int r = choose_donors(departure, offer, list, &key, err);
+    if (r < 0)
+        return r;
     departure->split = departure_may_split(departure, bases);
     if (departure->split && departure_new_lender(departure, err) < 0)
         return -err->code;
-    _cleanup_json_ json_t *message =
-        json_pack("{s:O, s:I, s:b, s:b}", "disks", list, "epoch", (json_int_t)departure->next_epoch, "split",
-                  departure->split, "fetch", departure->split && departure->options.mode != MOVE_AUTO);
-    int r = link_send_json(departure->session.control, FRAME_BASE, message, err);
+    _cleanup_json_ json_t *message = json_pack(
+        "{s:O, s:I, s:b, s:b, s:o*}", "disks", list, "epoch", (json_int_t)departure->next_epoch, "split",
+        departure->split, "fetch", departure->split && departure->options.mode != MOVE_AUTO, "key", key);
+    r = link_send_json(departure->session.control, FRAME_BASE, message, err);
     for (size_t i = 0; r == 0 && !departure->options.dry_run && i < departure_disks(departure); i++)
         if (!bases[i].forked)
             r = send_first_claim(departure, i, &bases[i], err);

@@ -29,8 +29,8 @@ int departure_send_claim(struct departure *departure, size_t i, const struct lin
     return link_send(departure->session.control, FRAME_LINEAGE, head, sizeof head, bytes, size, err);
 }
 
-/* The data connection with the least in its queue: a slow one gets less. */
-static struct link *quietest(struct departure *departure)
+/* A slow connection gets less. */
+struct link *rounds_quietest(struct departure *departure)
 {
     struct session *session = &departure->session;
     struct link *best = session->data[departure->next_link++ % session->data_count];
@@ -45,33 +45,47 @@ static struct link *quietest(struct departure *departure)
     return best;
 }
 
-/* Sends the next piece of disk `i`'s round. 1 = sent, 0 = the round is over. */
+int rounds_send_run(struct departure *departure, size_t i, uint8_t *payload,
+                    const struct relocate_piece *piece, struct err *err)
+{
+    struct wire_run run = {
+        .disk = (uint16_t)i,
+        .flags = piece->zero ? WIRE_RUN_ZERO : 0,
+        .generation = piece->run.generation,
+        .block = piece->run.block,
+        .count = (uint32_t)piece->run.count,
+        .checksum = piece->zero ? 0 : XXH3_64bits(payload + WIRE_RUN_SIZE, piece->size),
+    };
+    wire_run_encode(&run, payload);
+    fault_data(payload + WIRE_RUN_SIZE, piece->size, "source.run");
+    int r =
+        link_send_buffer(rounds_quietest(departure), FRAME_RUN, payload, WIRE_RUN_SIZE + piece->size, err);
+    if (r == 0)
+        departure->numbers.disk_sent += WIRE_RUN_SIZE + FRAME_HEADER_SIZE + piece->size;
+    return r;
+}
+
+/* Sends the next piece of disk `i`'s round, or asks whether it is there. 1 = done, 0 = the round is over. */
 static int send_piece(struct departure *departure, size_t i, struct err *err)
 {
+    struct relocate_piece piece;
+    int r = departure_take_answer(departure, false, err);
+    if (r != 0)
+        return r;
     uint8_t *payload = link_buffer(WIRE_RUN_SIZE + PIECE_BYTES);
     if (!payload)
         return err_set(err, ENOMEM, "out of memory");
-    struct relocate_piece piece;
-    int r = relocate_next(departure->relocate[i], payload + WIRE_RUN_SIZE, PIECE_BYTES, &piece, err);
-    if (r <= 0) {
-        link_buffer_free(payload);
-        return r;
+    r = relocate_next(departure->relocate[i], payload + WIRE_RUN_SIZE, PIECE_BYTES, &piece, err);
+    if (r == 1 && (piece.zero || !departure->donor[i])) {
+        r = rounds_send_run(departure, i, payload, &piece, err);
+        return r < 0 ? r : 1;
     }
-    struct wire_run run = {
-        .disk = (uint16_t)i,
-        .flags = piece.zero ? WIRE_RUN_ZERO : 0,
-        .generation = piece.run.generation,
-        .block = piece.run.block,
-        .count = (uint32_t)piece.run.count,
-        .checksum = piece.zero ? 0 : XXH3_64bits(payload + WIRE_RUN_SIZE, piece.size),
-    };
-    wire_run_encode(&run, payload);
-    fault_data(payload + WIRE_RUN_SIZE, piece.size, "source.run");
-    r = link_send_buffer(quietest(departure), FRAME_RUN, payload, WIRE_RUN_SIZE + piece.size, err);
-    if (r < 0)
-        return r;
-    departure->numbers.disk_sent += WIRE_RUN_SIZE + FRAME_HEADER_SIZE + piece.size;
-    return 1;
+    if (r == 1 && (r = departure_ask_donor(departure, i, &piece, payload + WIRE_RUN_SIZE, err)) == 0)
+        r = 1;
+    else if (r == 0 && (r = departure_take_answer(departure, true, err)) == 0)
+        departure->donor[i] = false; /* what the guest has changed since is not looked for */
+    link_buffer_free(payload);
+    return r;
 }
 
 static uint64_t remaining_bytes(const struct departure *departure)
@@ -169,7 +183,11 @@ static int mark_checkpoint(struct departure *departure, size_t i, struct err *er
 {
     if (departure->forked[i] || rounds_open_marks(departure) >= MAX_OPEN_MARKS)
         return 0;
-    int r = send_round_claim(departure, i, departure->mark + 1, WIRE_CLAIM_LAST, err);
+    int r;
+    while ((r = departure_take_answer(departure, true, err)) == 1)
+        ;
+    if (r == 0)
+        r = send_round_claim(departure, i, departure->mark + 1, WIRE_CLAIM_LAST, err);
     return r < 0 ? r : send_mark(departure, err);
 }
 

@@ -20,6 +20,9 @@ bool departure_may_split(const struct departure *departure, const struct lineage
     if (departure->options.mode == MOVE_PRECOPY || departure->options.dry_run)
         return false;
     for (size_t i = 0; i < departure_disks(departure); i++)
+        if (departure->donor[i])
+            return false;
+    for (size_t i = 0; i < departure_disks(departure); i++)
         if (bases[i].forked) {
             if (departure->options.mode != MOVE_AUTO)
                 progress_note(departure->progress,

@@ -50,6 +50,7 @@ struct move_options {
     enum move_mode mode;
     bool memory_later; /* memory goes over after the switch, where both QEMUs can */
     bool dry_run;
+    bool compare;       /* no copy there is trusted: all are compared, and what differs is sent */
     uint64_t bandwidth; /* bytes per second on the wire, 0 = unlimited */
     uint64_t max_blackout_ms;
     uint64_t timeout_ms;   /* 0 = none */
@@ -58,7 +59,8 @@ struct move_options {
 };
 
 /* {"peer":{"name","address","port","fingerprint"},"move":ID,"dry_run":..,"bandwidth":..,"max_blackout_ms":..,
- *  "timeout_ms":..,"on_timeout":"cancel"|"pause","connections":..,"mode":..,"memory":"precopy"|"postcopy"} */
+ *  "timeout_ms":..,"on_timeout":"cancel"|"pause","connections":..,"mode":..,"memory":"precopy"|"postcopy","compare":..}
+ */
 int move_options_from_json(const json_t *json, struct move_options *ret, struct err *err);
 
 /* --- source --- */

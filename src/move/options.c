@@ -58,9 +58,11 @@ static int check_types(const json_t *json, struct err *err)
     }
     const json_t *dry_run = json_object_get(json, "dry_run"),
                  *on_timeout = json_object_get(json, "on_timeout"), *mode = json_object_get(json, "mode"),
-                 *memory = json_object_get(json, "memory");
+                 *memory = json_object_get(json, "memory"), *compare = json_object_get(json, "compare");
     if (dry_run && !json_is_boolean(dry_run))
         return err_set(err, EINVAL, "move: \"dry_run\" must be true or false");
+    if (compare && !json_is_boolean(compare))
+        return err_set(err, EINVAL, "move: \"compare\" must be true or false");
     if (on_timeout && !json_is_string(on_timeout))
         return err_set(err, EINVAL, "move: \"on_timeout\" must be a string");
     if (mode && !json_is_string(mode))
@@ -90,6 +92,7 @@ int move_options_from_json(const json_t *json, struct move_options *ret, struct 
         return r;
     struct move_options options = {
         .dry_run = json_bool(json, "dry_run", false),
+        .compare = json_bool(json, "compare", false),
         .bandwidth = json_u64(json, "bandwidth", 0),
         .max_blackout_ms = json_u64(json, "max_blackout_ms", 300),
         .timeout_ms = json_u64(json, "timeout_ms", 0),
@@ -108,6 +111,9 @@ int move_options_from_json(const json_t *json, struct move_options *ret, struct 
     if (move_mode_parse(json_str(json, "mode", "auto"), &options.mode) < 0)
         return err_set(err, EINVAL, "mode must be precopy, postcopy, hybrid or auto, not \"%s\"",
                        json_str(json, "mode", ""));
+    if (options.compare && (options.mode == MOVE_POSTCOPY || options.mode == MOVE_HYBRID))
+        return err_set(err, EINVAL, "copies are compared before the switch: not in mode %s",
+                       move_mode_name(options.mode));
     const char *memory = json_str(json, "memory", "precopy");
     options.memory_later = strcmp(memory, "postcopy") == 0;
     if (!options.memory_later && strcmp(memory, "precopy") != 0)

@@ -151,12 +151,12 @@ json_t *progress_json(struct progress *progress, const char *role)
         json_pack("{s:s, s:s, s:s, s:s, s:s, s:s, s:s, s:s, s:b}", "move", progress->move, "vm", progress->vm,
                   "from", progress->from, "to", progress->to, "role", role, "stage", n->stage, "phase",
                   n->phase, "state", move_outcome_name(progress->outcome), "dry_run", progress->dry_run);
-    json_object_set_new(json, "disk",
-                        json_pack("{s:I, s:I, s:I, s:I, s:I, s:I, s:s}", "total_bytes",
-                                  (json_int_t)disk_total, "sent_bytes", (json_int_t)n->disk_sent,
-                                  "remaining_bytes", (json_int_t)n->disk_remaining, "round",
-                                  (json_int_t)n->disk_rounds, "full_bytes", (json_int_t)n->disk_full,
-                                  "later_bytes", (json_int_t)n->disk_later, "base", n->disk_base));
+    json_object_set_new(
+        json, "disk",
+        json_pack("{s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:s}", "total_bytes", (json_int_t)disk_total,
+                  "sent_bytes", (json_int_t)n->disk_sent, "remaining_bytes", (json_int_t)n->disk_remaining,
+                  "round", (json_int_t)n->disk_rounds, "full_bytes", (json_int_t)n->disk_full, "later_bytes",
+                  (json_int_t)n->disk_later, "found_bytes", (json_int_t)n->disk_found, "base", n->disk_base));
     json_object_set_new(
         json, "memory",
         json_pack("{s:I, s:I, s:I, s:I, s:I}", "total_bytes", (json_int_t)n->memory_total, "sent_bytes",

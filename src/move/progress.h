@@ -33,6 +33,7 @@ struct progress_numbers {
     const char *stage, *phase; /* literals */
     const char *disk_base;
     uint64_t disk_sent, disk_remaining, disk_full, disk_rounds;
+    uint64_t disk_found; /* bytes that were not sent because the destination had them in a donor */
     uint64_t disk_later; /* bytes that are fetched after the switch, at most */
     uint64_t memory_total, memory_sent, memory_remaining, memory_iterations;
     uint64_t memory_later; /* of memory_sent: after the switch */

@@ -25,8 +25,8 @@ static const char *const type_names[] = {
     [FRAME_REFUSED] = "refused",   [FRAME_FINISH] = "finish",     [FRAME_PROGRESS] = "progress",
     [FRAME_CANCEL] = "cancel",     [FRAME_MISSING] = "missing",   [FRAME_FETCH] = "fetch",
     [FRAME_FETCHED] = "fetched",   [FRAME_HOT] = "hot",           [FRAME_RELEASE] = "release",
-    [FRAME_RELEASED] = "released",
-    [FRAME_TAKEN] = "taken",
+    [FRAME_RELEASED] = "released", [FRAME_TAKEN] = "taken",       [FRAME_SUMS] = "sums",
+    [FRAME_DIFFER] = "differ",
 };
 static_assert(sizeof type_names / sizeof *type_names == FRAME_TYPE_END, "a name for each type");
 
@@ -113,6 +113,52 @@ int wire_run_decode(const uint8_t *payload, size_t size, struct wire_run *ret, c
     *ret = run;
     *ret_data = run.flags & WIRE_RUN_ZERO ? NULL : data;
     *ret_size = size - WIRE_RUN_SIZE;
+    return 0;
+}
+
+void wire_sums_encode(const struct wire_sums *sums, uint8_t ret[WIRE_SUMS_SIZE])
+{
+    put_le16(ret, sums->disk);
+    put_le16(ret + 2, 0);
+    put_le32(ret + 4, sums->generation);
+    put_le64(ret + 8, sums->block);
+    put_le32(ret + 16, sums->count);
+    put_le32(ret + 20, sums->ticket);
+}
+
+int wire_sums_decode(const uint8_t *payload, size_t size, struct wire_sums *ret,
+                     const uint8_t (**ret_sums)[WIRE_SUM_SIZE], struct err *err)
+{
+    if (size < WIRE_SUMS_SIZE)
+        return err_set(err, EPROTO, "sums of only %zu bytes", size);
+    const struct wire_sums sums = {
+        .disk = get_le16(payload),
+        .generation = get_le32(payload + 4),
+        .block = get_le64(payload + 8),
+        .count = get_le32(payload + 16),
+        .ticket = get_le32(payload + 20),
+    };
+    if (get_le16(payload + 2) || sums.count == 0 || sums.count > WIRE_RUN_MAX_BLOCKS || sums.block > UINT64_MAX / BLOCK - sums.count ||
+        size != WIRE_SUMS_SIZE + (size_t)sums.count * WIRE_SUM_SIZE)
+        return err_set(err, EPROTO, "the sums of %u blocks at block %llu in %zu bytes", sums.count,
+                       (unsigned long long)sums.block, size);
+    *ret = sums;
+    *ret_sums = (const uint8_t(*)[WIRE_SUM_SIZE])(payload + WIRE_SUMS_SIZE);
+    return 0;
+}
+
+void wire_differ_encode(const struct wire_differ *differ, uint8_t ret[WIRE_DIFFER_SIZE])
+{
+    put_le32(ret, differ->ticket);
+    put_le32(ret + 4, 0);
+    put_le64(ret + 8, differ->bits);
+}
+
+int wire_differ_decode(const uint8_t *payload, size_t size, struct wire_differ *ret, struct err *err)
+{
+    if (size != WIRE_DIFFER_SIZE || get_le32(payload + 4))
+        return err_set(err, EPROTO, "an answer to sums of %zu bytes", size);
+    *ret = (struct wire_differ){.ticket = get_le32(payload), .bits = get_le64(payload + 8)};
     return 0;
 }
 

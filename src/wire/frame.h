@@ -60,6 +60,8 @@ enum frame_type {
     FRAME_RELEASE,  /* borrower -> lender: nothing is wanted any more */
     FRAME_RELEASED, /* back: heard, durably */
     FRAME_TAKEN,    /* u64: so many bytes of a lasting stream, or of its return path, has QEMU here */
+    FRAME_SUMS,     /* struct wire_sums_v1, source -> destination: blocks that it may have in a donor */
+    FRAME_DIFFER,   /* struct wire_differ_v1 back on the same connection: which of them it has not */
     FRAME_TYPE_END
 };
 
@@ -96,6 +98,31 @@ void wire_run_encode(const struct wire_run *run, uint8_t ret[WIRE_RUN_SIZE]);
  * Checks the checksum (-EBADMSG). */
 int wire_run_decode(const uint8_t *payload, size_t size, struct wire_run *ret, const uint8_t **ret_data,
                     size_t *ret_size, struct err *err);
+
+/* Instead of a run: the sums (disk/sums.h) of blocks that are not zero, 16 bytes each. What the destination
+ * finds in its donor (disk/donor.h) it takes as received; its answer says what has to be sent.
+ *   0 disk u16   2 reserved u16   4 generation u32   8 block u64   16 count u32   20 ticket u32   24 sums */
+#define WIRE_SUMS_SIZE 24
+#define WIRE_SUM_SIZE 16
+struct wire_sums {
+    uint16_t disk;
+    uint32_t generation, count; /* count: 1 to WIRE_RUN_MAX_BLOCKS */
+    uint64_t block;
+    uint32_t ticket; /* the source's own, for the answer */
+};
+void wire_sums_encode(const struct wire_sums *sums, uint8_t ret[WIRE_SUMS_SIZE]);
+/* *ret_sums points into `payload`. */
+int wire_sums_decode(const uint8_t *payload, size_t size, struct wire_sums *ret,
+                     const uint8_t (**ret_sums)[WIRE_SUM_SIZE], struct err *err);
+
+/*   0 ticket u32   4 reserved u32   8 bits u64: bit n, block n has to be sent */
+#define WIRE_DIFFER_SIZE 16
+struct wire_differ {
+    uint32_t ticket;
+    uint64_t bits;
+};
+void wire_differ_encode(const struct wire_differ *differ, uint8_t ret[WIRE_DIFFER_SIZE]);
+int wire_differ_decode(const uint8_t *payload, size_t size, struct wire_differ *ret, struct err *err);
 
 /* A mark: all runs sent before it on this connection count for it.
  *   0 sequence u32   4 flags u32 */

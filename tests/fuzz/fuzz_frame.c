@@ -50,6 +50,29 @@ static void try_claim(const uint8_t *payload, size_t size)
         lineage_free(lineage);
 }
 
+static void try_sums(const uint8_t *payload, size_t size)
+{
+    struct wire_sums sums;
+    const uint8_t(*each)[WIRE_SUM_SIZE];
+    uint8_t again[WIRE_SUMS_SIZE];
+    if (wire_sums_decode(payload, size, &sums, &each, NULL) < 0)
+        return;
+    check(sums.count > 0 && sums.count <= WIRE_RUN_MAX_BLOCKS && sums.block + sums.count > sums.block);
+    check((const uint8_t *)(each + sums.count) == payload + size);
+    wire_sums_encode(&sums, again);
+    check(memcmp(again, payload, sizeof again) == 0);
+}
+
+static void try_differ(const uint8_t *payload, size_t size)
+{
+    struct wire_differ differ;
+    uint8_t again[WIRE_DIFFER_SIZE];
+    if (wire_differ_decode(payload, size, &differ, NULL) < 0)
+        return;
+    wire_differ_encode(&differ, again);
+    check(memcmp(again, payload, sizeof again) == 0);
+}
+
 static void try_fetch(const uint8_t *payload, size_t size)
 {
     struct wire_fetch fetch;
@@ -87,5 +110,9 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
         try_claim(payload, length);
     else if (frame.type == FRAME_FETCH || frame.type == FRAME_FETCHED)
         try_fetch(payload, length);
+    else if (frame.type == FRAME_SUMS)
+        try_sums(payload, length);
+    else if (frame.type == FRAME_DIFFER)
+        try_differ(payload, length);
     return 0;
 }

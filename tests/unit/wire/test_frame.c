@@ -381,10 +381,66 @@ static void test_a_fetch_that_makes_no_sense_is_refused(void **state)
     assert_int_equal(fetch.disk, 1);
 }
 
+static void test_sums_and_their_answer_come_back(void **state)
+{
+    uint8_t bytes[WIRE_SUMS_SIZE + 3 * WIRE_SUM_SIZE] = {0}, answer[WIRE_DIFFER_SIZE];
+    const uint8_t(*each)[WIRE_SUM_SIZE];
+    struct wire_sums sums;
+    struct wire_differ differ;
+    wire_sums_encode(
+        &(struct wire_sums){
+            .disk = 3, .generation = 7, .count = 3, .block = UINT64_C(1) << 40, .ticket = 4711},
+        bytes);
+    bytes[sizeof bytes - 1] = 9;
+    assert_int_equal(wire_sums_decode(bytes, sizeof bytes, &sums, &each, NULL), 0);
+    assert_int_equal(sums.disk, 3);
+    assert_int_equal(sums.generation, 7);
+    assert_int_equal(sums.count, 3);
+    assert_int_equal(sums.block, UINT64_C(1) << 40);
+    assert_int_equal(sums.ticket, 4711);
+    assert_int_equal(each[2][WIRE_SUM_SIZE - 1], 9);
+
+    wire_differ_encode(&(struct wire_differ){.ticket = 4711, .bits = UINT64_C(1) << 63 | 5}, answer);
+    assert_int_equal(wire_differ_decode(answer, sizeof answer, &differ, NULL), 0);
+    assert_int_equal(differ.ticket, 4711);
+    assert_true(differ.bits == (UINT64_C(1) << 63 | 5));
+    assert_int_equal(wire_differ_decode(answer, sizeof answer - 1, &differ, NULL), -EPROTO);
+    answer[4] = 1;
+    assert_int_equal(wire_differ_decode(answer, sizeof answer, &differ, NULL), -EPROTO);
+}
+
+static void test_sums_that_make_no_sense_are_refused(void **state)
+{
+    uint8_t bytes[WIRE_SUMS_SIZE + (WIRE_RUN_MAX_BLOCKS + 1) * WIRE_SUM_SIZE] = {0};
+    const uint8_t(*each)[WIRE_SUM_SIZE] = NULL;
+    struct wire_sums sums = {.disk = 1};
+    const struct wire_sums strange[] = {
+        {.count = 0},
+        {.count = WIRE_RUN_MAX_BLOCKS + 1},
+        {.count = 1, .block = UINT64_MAX},
+        {.count = 1, .block = UINT64_MAX / 4096},
+    };
+    for (size_t i = 0; i < sizeof strange / sizeof *strange; i++) {
+        wire_sums_encode(&strange[i], bytes);
+        size_t size = WIRE_SUMS_SIZE + strange[i].count * WIRE_SUM_SIZE;
+        assert_int_equal(wire_sums_decode(bytes, size, &sums, &each, NULL), -EPROTO);
+    }
+    wire_sums_encode(&(struct wire_sums){.count = 2}, bytes);
+    for (size_t size = 0; size <= WIRE_SUMS_SIZE + 3 * WIRE_SUM_SIZE; size++)
+        if (size != WIRE_SUMS_SIZE + 2 * WIRE_SUM_SIZE)
+            assert_int_equal(wire_sums_decode(bytes, size, &sums, &each, NULL), -EPROTO);
+    bytes[2] = 1;
+    assert_int_equal(wire_sums_decode(bytes, WIRE_SUMS_SIZE + 2 * WIRE_SUM_SIZE, &sums, &each, NULL), -EPROTO);
+    assert_int_equal(sums.disk, 1);
+    assert_null(each);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_a_header_comes_back),
+        cmocka_unit_test(test_sums_and_their_answer_come_back),
+        cmocka_unit_test(test_sums_that_make_no_sense_are_refused),
         cmocka_unit_test(test_the_header_has_the_documented_bytes),
         cmocka_unit_test(test_numbers_of_the_types_never_change),
         cmocka_unit_test(test_another_magic_is_refused),
