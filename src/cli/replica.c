@@ -41,7 +41,9 @@ const struct verb verb_replica_list = {
 static int run_drop(struct cli *cli, struct err *err)
 {
     const char *name = args_operand(&cli->args, "NAME");
-    _cleanup_free_ char *path = cli_path("/v1/vms/%s/replicas/here", name);
+    _cleanup_free_ char *path = cli_path(
+        args_flag(&cli->args, "force") ? "/v1/vms/%s/replicas/here?force=true" : "/v1/vms/%s/replicas/here",
+        name);
     int r = cli_call(cli, "DELETE", path, NULL, NULL, err);
     if (r == 0)
         cli_say(cli, "This host's copy of %s is deleted; a move to here sends all of it again", name);
@@ -53,5 +55,8 @@ const struct verb verb_replica_drop = {
     .name = "drop",
     .summary = "Delete this host's copy of a VM that is elsewhere",
     .operands = {{.name = "NAME", .kind = ARG_VM, .help = "The VM"}},
+    .options = {{.name = "force",
+                 .kind = ARG_FLAG,
+                 .help = "Even if another host still fetches blocks from it, that are nowhere else"}},
     .run = run_drop,
 };

@@ -85,6 +85,16 @@ static bool ends_soon(int pidfd)
     return poll(&p, 1, YIELD_MSEC) == 1;
 }
 
+/* A VM can be moved on only when it is whole. So one that comes from a later epoch than that of the blocks
+ * that are lent here needs them no more, though nobody could tell us. */
+static int check_lent(const struct arriving *a, const struct epoch_record *record, struct err *err)
+{
+    if (record->role != EPOCH_REPLICA || !record->lent || a->epoch > record->epoch)
+        return 0;
+    return err_set(err, EBUSY, "\"%s\" still lends blocks of its copy here to \"%s\"", a->name,
+                   record->peer.name);
+}
+
 /* An earlier try that the same peer has given up: its orai-vm still waits. Or the one that has just sent the
  * VM away, and is about to end. */
 static int end_earlier_try(struct host *host, const struct request *request, const struct arriving *a,
@@ -95,8 +105,13 @@ static int end_earlier_try(struct host *host, const struct request *request, con
     int r = vm_record(host, a->name, &record, err);
     if (r < 0)
         return r;
+    bool lends = record.role == EPOCH_REPLICA && record.lent;
+    if (lends && check_lent(a, &record, NULL) == 0)
+        return vm_end_lending(host, a->name, err);
     if (record.role == EPOCH_REPLICA && ends_soon(pidfd))
         return 0;
+    if (lends)
+        return check_lent(a, &record, err);
     r = vm_ask(host, a->name, json_pack("{s:s}", "do", "status"), VM_ASK_MSEC, &status, err);
     if (r < 0)
         return ends_soon(pidfd) ? 0 : r;
@@ -125,9 +140,8 @@ static int check_role(struct host *host, const struct arriving *a, struct err *e
                 record.peer.name);
         return err_hint(err, "on %s: orai status %s, orai recover %s", host->options.name, a->name, a->name);
     }
-    if (record.role == EPOCH_REPLICA && record.lent)
-        return err_set(err, EBUSY, "\"%s\" still lends blocks of its copy here to \"%s\"", a->name,
-                       record.peer.name);
+    if ((r = check_lent(a, &record, err)) < 0)
+        return r;
     if (record.role == EPOCH_REPLICA && a->epoch < record.epoch)
         return err_set(err, ESTALE,
                        "\"%s\" went on to epoch %llu, so epoch %llu that is offered is an old copy", a->name,

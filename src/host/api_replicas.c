@@ -108,7 +108,7 @@ int api_replicas(struct host *host, struct request *request, struct answer *ret,
     return answer_json(ret, 200, json_pack("{s:O}", "replicas", list));
 }
 
-static int drop(struct host *host, const char *name, struct err *err)
+static int drop(struct host *host, const char *name, bool force, struct err *err)
 {
     struct epoch_record record;
     _cleanup_close_ int pidfd = -1;
@@ -122,11 +122,14 @@ static int drop(struct host *host, const char *name, struct err *err)
         return err_hint(err, record.role == EPOCH_OWNER ? "orai rm %s deletes the VM" : "orai recover %s",
                         name);
     }
-    if (record.role == EPOCH_REPLICA && record.lent) {
+    if (record.role == EPOCH_REPLICA && record.lent && !force) {
         err_set(err, EBUSY, "\"%s\" on %s still fetches blocks from this copy: nowhere else are they", name,
                 record.peer.name);
-        return err_hint(err, "wait until it has them all: orai status %s", name);
+        return err_hint(err, "wait until it has them all: orai status %s; if %s is lost for good, --force",
+                        name, record.peer.name);
     }
+    if (record.role == EPOCH_REPLICA && record.lent && (r = vm_end_lending(host, name, err)) < 0)
+        return r;
     if (record.role == EPOCH_ARRIVING || vm_process(host, name, &pidfd) == 0) {
         err_set(err, EBUSY, "a move of \"%s\" to here is under way", name);
         return err_hint(err, "orai cancel %s", name);
@@ -147,7 +150,7 @@ int api_replica_drop(struct host *host, struct request *request, struct answer *
         r = vm_claim(host->vms, name, "being dropped", err);
     if (r < 0)
         return r;
-    r = drop(host, name, err);
+    r = drop(host, name, request_flag(request, "force"), err);
     vm_release(host->vms, name);
     return r < 0 ? r : answer_ok(ret);
 }

@@ -99,6 +99,8 @@ int vm_qemu(const struct host *host, const char *name, int *ret_pidfd);
 /* Asks orai-vm. -ENOTCONN when none runs; -ETIMEDOUT when it does not answer. `request` is consumed. */
 int vm_ask(const struct host *host, const char *name, json_t *request, int msec, json_t **ret_answer,
            struct err *err);
+/* The orai-vm that lends blocks of a copy here, if one does, is told to stop, for ever: 0 once it has ended. */
+int vm_end_lending(const struct host *host, const char *name, struct err *err);
 /* What an orai-vm that failed left behind: RUN_DIR/failure.json. false: nothing. */
 bool vm_last_words(const struct host *host, const char *name, struct err *ret);
 /* Waits until orai-vm answers with one of `states` (NULL at the end; NULL list: any answer), or ends: then

@@ -259,3 +259,15 @@ int vm_await(const struct host *host, const char *name, int pidfd, const char *c
         clock_sleep(step);
     }
 }
+
+int vm_end_lending(const struct host *host, const char *name, struct err *err)
+{
+    _cleanup_close_ int pidfd = -1;
+    if (vm_process(host, name, &pidfd) < 0)
+        return 0;
+    int r = vm_ask(host, name, json_pack("{s:s}", "do", "release"), VM_ASK_MSEC, NULL, err);
+    struct pollfd p = {.fd = pidfd, .events = POLLIN};
+    if (r == 0 && poll(&p, 1, VM_ASK_MSEC) != 1)
+        r = err_set(err, EBUSY, "orai-vm of \"%s\" does not stop lending", name);
+    return r;
+}

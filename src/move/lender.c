@@ -13,12 +13,16 @@
 #include "move/session.h"
 
 #include <errno.h>
+#include <fcntl.h>
 #include <stdatomic.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/socket.h>
+#include <unistd.h>
 #include <xxhash.h>
 
 #define MAX_CONNECTIONS 8 /* the borrower has two; one that vanished is noticed after MOVE_STALL_MS */
+#define FAREWELL_NS (2 * NSEC_PER_SEC) /* for what was said before the end */
 #define GREET_NS (20 * NSEC_PER_SEC)
 #define PIECE_BYTES ((size_t)WIRE_RUN_MAX_BLOCKS * DISK_BLOCK)
 #define HOT_EXTENTS 8192U
@@ -28,14 +32,15 @@ struct lender {
     pthread_mutex_t lock;
     pthread_cond_t changed;
     unsigned connections; /* threads */
-    struct session *sessions[MAX_CONNECTIONS];
+    struct conversation *conversations[MAX_CONNECTIONS];
     bool open, released, confirmed, closing;
     atomic_ullong fetches, bytes;
 };
 
 struct conversation {
     struct lender *lender;
-    int socket;
+    int socket; /* until TLS has it */
+    int end;    /* the same, to shut it down by: a handshake and a dead link know no other interruption */
     struct session session;
     uint8_t data[PIECE_BYTES];
 };
@@ -245,26 +250,33 @@ static int connect_link(struct conversation *conversation, struct err *err)
     return link_start(tls, &link, &handler, &conversation->session.control, err);
 }
 
-static bool enter(struct lender *lender, struct session *session)
+static bool enter(struct lender *lender, struct conversation *conversation)
 {
     bool room = false;
     pthread_mutex_lock(&lender->lock);
     for (size_t i = 0; !room && !lender->closing && i < MAX_CONNECTIONS; i++)
-        if (!lender->sessions[i]) {
-            lender->sessions[i] = session;
+        if (!lender->conversations[i]) {
+            lender->conversations[i] = conversation;
             room = true;
         }
     pthread_mutex_unlock(&lender->lock);
     return room;
 }
 
-static void leave(struct lender *lender, const struct session *session)
+static void leave(struct lender *lender, const struct conversation *conversation)
 {
     pthread_mutex_lock(&lender->lock);
     for (size_t i = 0; i < MAX_CONNECTIONS; i++)
-        if (lender->sessions[i] == session)
-            lender->sessions[i] = NULL;
+        if (lender->conversations[i] == conversation)
+            lender->conversations[i] = NULL;
     pthread_mutex_unlock(&lender->lock);
+}
+
+static void discard(struct conversation *conversation)
+{
+    session_done(&conversation->session);
+    close_cleanup(&conversation->end);
+    free(conversation);
 }
 
 static void *converse_thread(void *arg)
@@ -281,9 +293,8 @@ static void *converse_thread(void *arg)
         if (r != -ECANCELED && !conversation->session.lost.code)
             tell(conversation, &err);
     }
-    leave(lender, &conversation->session);
-    session_done(&conversation->session);
-    free(conversation);
+    leave(lender, conversation);
+    discard(conversation);
     pthread_mutex_lock(&lender->lock);
     lender->connections--;
     pthread_cond_broadcast(&lender->changed);
@@ -303,7 +314,8 @@ void lender_connection(struct lender *lender, int socket)
     }
     conversation->lender = lender;
     conversation->socket = socket;
-    if (!enter(lender, &conversation->session))
+    conversation->end = fcntl(socket, F_DUPFD_CLOEXEC, 0);
+    if (conversation->end < 0 || !enter(lender, conversation))
         goto refuse;
     pthread_mutex_lock(&lender->lock);
     lender->connections++;
@@ -312,13 +324,12 @@ void lender_connection(struct lender *lender, int socket)
         pthread_detach(thread);
         return;
     }
-    leave(lender, &conversation->session);
+    leave(lender, conversation);
     pthread_mutex_lock(&lender->lock);
     lender->connections--;
     pthread_mutex_unlock(&lender->lock);
 refuse:
-    session_done(&conversation->session);
-    free(conversation);
+    discard(conversation);
     close(socket);
 }
 
@@ -332,7 +343,11 @@ int lender_new(const struct lender_options *options, struct lender **ret, struct
         return err_set(err, ENOMEM, "out of memory");
     lender->options = *options;
     pthread_mutex_init(&lender->lock, NULL);
-    pthread_cond_init(&lender->changed, NULL);
+    pthread_condattr_t monotonic;
+    pthread_condattr_init(&monotonic);
+    pthread_condattr_setclock(&monotonic, CLOCK_MONOTONIC);
+    pthread_cond_init(&lender->changed, &monotonic);
+    pthread_condattr_destroy(&monotonic);
     *ret = lender;
     return 0;
 }
@@ -376,12 +391,19 @@ void lender_free(struct lender *lender)
 {
     if (!lender)
         return;
+    int64_t until = clock_now() + FAREWELL_NS;
+    const struct timespec at = {.tv_sec = until / NSEC_PER_SEC, .tv_nsec = until % NSEC_PER_SEC};
     pthread_mutex_lock(&lender->lock);
     lender->closing = true;
     pthread_cond_broadcast(&lender->changed);
     for (size_t i = 0; i < MAX_CONNECTIONS; i++)
-        if (lender->sessions[i])
-            session_cancel(lender->sessions[i]);
+        if (lender->conversations[i])
+            session_cancel(&lender->conversations[i]->session);
+    while (lender->connections && pthread_cond_timedwait(&lender->changed, &lender->lock, &at) == 0)
+        ;
+    for (size_t i = 0; i < MAX_CONNECTIONS; i++)
+        if (lender->conversations[i])
+            shutdown(lender->conversations[i]->end, SHUT_RDWR);
     while (lender->connections)
         pthread_cond_wait(&lender->changed, &lender->lock);
     pthread_mutex_unlock(&lender->lock);

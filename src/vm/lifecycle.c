@@ -202,6 +202,7 @@ static int check_role(struct vm *vm, struct err *err)
             log_warning("starting an old copy of %s on purpose: the VM itself is on %s", name, peer);
             record.role = EPOCH_OWNER;
             record.forked = true;
+            record.lent = false;
             return epoch_set(vm->epoch, &record, err);
         }
         r = err_set(err, EPERM, "%s is on %s (epoch %llu); here is only a copy of it", name,

@@ -109,6 +109,26 @@ void vm_lend(struct vm *vm)
     vm_set_state(vm, VM_REPLICA);
 }
 
+static int note_released(struct vm *vm, struct err *err)
+{
+    struct epoch_record record = *epoch_get(vm->epoch);
+    record.lent = false;
+    return epoch_set(vm->epoch, &record, err);
+}
+
+int vm_stop_lending(struct vm *vm, struct err *err)
+{
+    if (!vm->lender)
+        return err_set(err, EINVAL, "%s lends nothing here", vm->config.name);
+    int r = note_released(vm, err);
+    if (r < 0)
+        return r;
+    log_info("%s may still lack blocks that were lent here", epoch_get(vm->epoch)->peer.name);
+    vm->reason[0] = '\0';
+    vm_end(vm, VM_REPLICA, "moved");
+    return 0;
+}
+
 /* The borrower is told that we have heard it only when it is durable that nothing is lent. */
 static void check_lender(struct vm *vm)
 {
@@ -117,9 +137,7 @@ static void check_lender(struct vm *vm)
         return;
     if (fault_point(&err, "lend.release") < 0)
         log_warning("%s", err.text);
-    struct epoch_record record = *epoch_get(vm->epoch);
-    record.lent = false;
-    if (epoch_set(vm->epoch, &record, &err) < 0) {
+    if (note_released(vm, &err) < 0) {
         log_warning("%s; trying again", err.text);
         return;
     }

@@ -21,6 +21,7 @@ enum verb {
     VERB_MOVE = 1 << 6,
     VERB_CANCEL = 1 << 7,
     VERB_RECOVER = 1 << 8,
+    VERB_RELEASE = 1 << 9,
     VERBS_ALWAYS = VERB_STATUS | VERB_WATCH, /* and "accept": another host asks what became of its move */
 };
 
@@ -36,7 +37,7 @@ static const struct {
                      "wait for the move, or: orai cancel"},
     [VM_LEAVING] = {VERBS_ALWAYS | VERB_CANCEL | VERB_RECOVER, "wait for the move, or: orai cancel"},
     [VM_COMMITTED] = {VERBS_ALWAYS | VERB_CANCEL | VERB_RECOVER, "see what can be done: orai status"},
-    [VM_REPLICA] = {VERBS_ALWAYS, "this host only has a copy of"},
+    [VM_REPLICA] = {VERBS_ALWAYS | VERB_RELEASE, "this host only has a copy of"},
     [VM_STOPPED] = {VERBS_ALWAYS, "start it with: orai start"},
     [VM_CRASHED] = {VERBS_ALWAYS, "start it with: orai start"},
 };
@@ -109,6 +110,12 @@ static int do_recover(struct vm *vm, const json_t *request, struct err *err)
     return json_bool(request, "run_here", false) ? vm_move_run_here(vm, err) : 0;
 }
 
+static int do_release(struct vm *vm, const json_t *request, struct err *err)
+{
+    (void)request;
+    return vm_stop_lending(vm, err);
+}
+
 static const struct {
     const char *name;
     enum verb verb;
@@ -118,7 +125,7 @@ static const struct {
     {"stop", VERB_STOP, do_stop},          {"kill", VERB_KILL, do_kill},
     {"pause", VERB_PAUSE, do_pause},       {"resume", VERB_RESUME, do_resume},
     {"move", VERB_MOVE, do_move},          {"cancel", VERB_CANCEL, do_cancel},
-    {"recover", VERB_RECOVER, do_recover},
+    {"recover", VERB_RECOVER, do_recover}, {"release", VERB_RELEASE, do_release},
 };
 
 static int carry_out(struct vm *vm, const json_t *request, const char *name, enum verb *ret, struct err *err)

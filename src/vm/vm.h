@@ -143,6 +143,8 @@ int vm_start_fetch(struct vm *vm, struct err *err);
 int vm_lend_resume(struct vm *vm, struct err *err);
 /* vm->lender is there: the state says so. */
 void vm_lend(struct vm *vm);
+/* For ever, whatever the borrower still lacks: a human says so, or the VM has gone on without us. */
+int vm_stop_lending(struct vm *vm, struct err *err);
 bool vm_is_split(const struct vm *vm);
 /* Takes note of what has ended. */
 void vm_check_split(struct vm *vm);

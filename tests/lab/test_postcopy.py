@@ -8,7 +8,7 @@ import pytest
 
 from host import MIB, OraiError, wait_until
 
-SLOW = 40_000_000  # bits per second
+SLOW, FAST = 40_000_000, 1_000_000_000  # bits per second
 SPLIT = ("--mode", "postcopy")
 
 
@@ -186,3 +186,44 @@ def test_a_guest_that_waits_too_long_stands_still_and_sees_no_error(split):
     lab.a.link.heal()
     wait_until(lambda: lab.b.vm_state(guest.name) == "running", 30, "it goes on by itself")
     finish(lab, guest)
+
+
+# --- who lends, and is not heard of any more ------------------------------------------------------------------------
+
+def test_a_lender_that_missed_the_end_takes_the_vm_again(split):
+    """The VM went on to a third host meanwhile: it can do that only when it is whole."""
+    lab, guest = split("a", "b", "c")
+    lab.b.fault(guest.name, "fetch.release", "hold")
+    lab.a.link.limit(FAST)
+    lab.b.wait_fault_reached(guest.name, "fetch.release")
+    lab.a.link.cut()
+    lab.b.clear_fault(guest.name)
+    lab.b.orai("move", guest.name, "c")
+    lab.a.link.heal()
+    assert lends(lab.a, guest) and lab.a.vm_state(guest.name) == "replica"
+    lab.c.orai("move", guest.name, "a")
+    assert lab.where(guest.name) == {"a": "running", "b": "replica", "c": "replica"}
+    guest.quiet()
+    guest.check_alive()
+    check_whole(guest, lab.a)
+
+
+@pytest.mark.parametrize("how", ["start", "drop"])
+def test_a_borrower_that_is_lost_for_good(split, how):
+    """What b had written is lost with it. A human says so; nothing else ends the lending."""
+    lab, guest = split(records=3000)
+    for kind in ("oraid", "orai-vm", "qemu"):
+        lab.b.kill(kind, guest.name)
+    with pytest.raises(OraiError, match="--force"):
+        lab.a.orai("replica", "drop", guest.name)
+    with pytest.raises(OraiError, match="--fork-old-copy"):
+        lab.a.orai("start", guest.name)
+    assert lends(lab.a, guest)
+    if how == "drop":
+        lab.a.orai("replica", "drop", guest.name, "--force")
+        assert lab.a.vm(guest.name) is None and not lab.a.image_file(guest.name).exists()
+        return
+    lab.a.orai("start", guest.name, "--fork-old-copy")
+    guest.meet()
+    assert guest.status()["disk_errors"] == 0
+    check_whole(guest, lab.a)
