@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * vm_internal: the table of vm.h, shared by vm.c and vm_keeper.c only.
+ * vm_internal: the table of vm.h, shared by vm.c, vm_keeper.c and vm_news.c only.
  */
 #pragma once
 
@@ -66,6 +66,16 @@ struct vm *vms_find(struct vms *vms, const char *name);
 struct claim *vms_find_claim(struct vms *vms, const char *name);
 void vms_wake(struct vms *vms);
 void *vms_keep(void *arg); /* the thread; arg is the table */
+
+/* --- what the keeper hears (vm_news.c); on its thread --- */
+
+void vms_take_event(struct vms *vms, struct vm *vm, const json_t *event);
+/* The answer to "status": what was missed before the watch began. */
+void vms_take_status(struct vms *vms, struct vm *vm, const json_t *status);
+/* orai-vm is gone and so is its move status: the epoch record says how the move ended. */
+void vms_settle_move(struct vms *vms, struct vm *vm, const struct epoch_record *record);
+/* QEMU ended while neither orai-vm nor we looked, perhaps with the whole host. */
+void vms_take_crash(struct vms *vms, struct vm *vm);
 
 /* --- starting with the host (vm_boot.c) --- */
 

@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * The keeper: one thread that watches every orai-vm over its control socket, passes on what it hears (events,
- * operations, desired state), and runs `orai-vm resume` for one that ended without saying so, or whose epoch
- * record says that something is unfinished (committed, arriving).
+ * The keeper: one thread that watches every orai-vm over its control socket, passes on what it hears
+ * (vm_news.c), and runs `orai-vm resume` for one that ended without saying so, or whose epoch record says
+ * that something is unfinished (committed, arriving).
  *
  * A VM whose orai-vm fails again and again is given up after 5 times: its state is then "failed" until
  * someone starts or recovers it. While a VM is claimed (being started, removed, ...) the keeper leaves its
@@ -30,134 +30,6 @@
 #define SYNC_MSEC 1000
 #define PACKETS_AT_ONCE 64 /* from one VM, before the others have their turn */
 
-static void set_state(struct vms *vms, struct vm *vm, const char *state, const char *reason)
-{
-    char before[sizeof vm->state];
-    pthread_mutex_lock(&vms->lock);
-    memcpy(before, vm->state, sizeof before);
-    snprintf(vm->state, sizeof vm->state, "%s", state);
-    bool changed = strcmp(before, vm->state) != 0;
-    pthread_mutex_unlock(&vms->lock);
-    if (changed)
-        event_add(vms->host->events, "vm.state", vm->name,
-                  json_pack("{s:s, s:s?}", "state", state, "reason", reason && reason[0] ? reason : NULL));
-}
-
-static void set_desired(struct vms *vms, struct vm *vm, bool running)
-{
-    struct err err;
-    if (vm_set_desired(vms, vm->name, running, &err) < 0 && err.code != ENOENT)
-        log_error("%s: its wanted state is not kept: %s", vm->name, err.text);
-}
-
-/* --- moves ---------------------------------------------------------------------------------------------- */
-
-static void end_move(struct vms *vms, struct vm *vm, const struct id *move, json_t *status,
-                     const struct err *err)
-{
-    vm_end_move(vms, vm->name,
-                move); /* first: who sees the operation ended may move it again, or cancel nothing */
-    operation_end(vms->host->operations, move, status, err);
-}
-
-static void finish_move(struct vms *vms, struct vm *vm, const struct id *move, const json_t *status)
-{
-    const char *state = json_str(status, "state", "");
-    struct err err = ERR_NONE;
-    if (strcmp(state, "moved") == 0 || strcmp(state, "predicted") == 0) {
-        end_move(vms, vm, move, json_deep_copy(status), NULL);
-        return;
-    }
-    err_from_json(json_object_get(status, "error"), &err);
-    err_where(&err, vms->host->options.name, json_str(status, "stage", NULL));
-    end_move(vms, vm, move, json_deep_copy(status), &err);
-}
-
-/* A move status of orai-vm as the source; the destination's belongs to no operation here. */
-static void take_move(struct vms *vms, struct vm *vm, const json_t *status)
-{
-    struct id move;
-    if (!json_is_object(status) || id_parse(json_str(status, "move", ""), &move) < 0 ||
-        strcmp(json_str(status, "role", ""), "source") != 0)
-        return;
-    operation_progress(vms->host->operations, &move, json_deep_copy(status));
-    if (strcmp(json_str(status, "state", "running"), "running") != 0)
-        finish_move(vms, vm, &move, status);
-}
-
-/* orai-vm is gone and so is its move status: the epoch record says how the move ended. */
-static void settle_move(struct vms *vms, struct vm *vm, const struct epoch_record *record)
-{
-    pthread_mutex_lock(&vms->lock);
-    struct id move = vm->move;
-    bool claimed = vms_find_claim(vms, vm->name) != NULL; /* the move has not reached orai-vm yet */
-    pthread_mutex_unlock(&vms->lock);
-    struct err err;
-    if (id_is_zero(&move) || claimed || record->role == EPOCH_COMMITTED)
-        return;
-    if (record->role == EPOCH_REPLICA) {
-        end_move(vms, vm, &move, NULL, NULL);
-        return;
-    }
-    err_set(&err, EOWNERDEAD, "orai-vm ended during the move; the VM has not left this host");
-    err_hint(&err, "orai info %s shows its state; then move it again", vm->name);
-    err_where(&err, vms->host->options.name, NULL);
-    end_move(vms, vm, &move, NULL, &err);
-}
-
-/* --- what orai-vm says ---------------------------------------------------------------------------------- */
-
-static void take_ended(struct vms *vms, struct vm *vm, const json_t *event)
-{
-    const char *why = json_str(event, "why", "unknown");
-    vm->ended = true;
-    bool crashed = strcmp(why, "crashed") == 0;
-    pthread_mutex_lock(&vms->lock);
-    vm->crashed = crashed;
-    if (crashed)
-        snprintf(vm->sorrow, sizeof vm->sorrow, "%s", json_str(event, "reason", "QEMU ended unexpectedly"));
-    pthread_mutex_unlock(&vms->lock);
-    if (strcmp(why, "abandoned") != 0)
-        set_desired(vms, vm, false);
-    event_add(vms->host->events, "vm.ended", vm->name, json_pack("{s:s}", "why", why));
-}
-
-static void take_state(struct vms *vms, struct vm *vm, const json_t *said)
-{
-    const char *state = json_str(said, "state", "unknown");
-    set_state(vms, vm, state, json_str(said, "reason", NULL));
-    if (strcmp(state, "running") == 0) /* whatever word of it was missed */
-        set_desired(vms, vm, true);
-    if (strcmp(state, "starting") != 0) /* with the host; whatever happens from here on is its own life */
-        vm->boot = false;
-}
-
-static void take_event(struct vms *vms, struct vm *vm, const json_t *event)
-{
-    const char *what = json_str(event, "event", "");
-    if (strcmp(what, "state") == 0) {
-        take_state(vms, vm, event);
-    } else if (strcmp(what, "progress") == 0) {
-        take_move(vms, vm, json_object_get(event, "move"));
-    } else if (strcmp(what, "moved") == 0) {
-        set_desired(vms, vm, false);
-        event_add(vms->host->events, "vm.moved", vm->name,
-                  json_pack("{s:O?}", "peer", json_object_get(event, "peer")));
-    } else if (strcmp(what, "arrived") == 0) {
-        set_desired(vms, vm, true);
-        event_add(vms->host->events, "vm.arrived", vm->name, NULL);
-    } else if (strcmp(what, "ended") == 0) {
-        take_ended(vms, vm, event);
-    }
-}
-
-/* What was missed before the watch began. */
-static void take_status(struct vms *vms, struct vm *vm, const json_t *status)
-{
-    take_state(vms, vm, status);
-    take_move(vms, vm, json_object_get(status, "move"));
-}
-
 /* --- the life of an orai-vm ------------------------------------------------------------------------------
  */
 
@@ -181,22 +53,6 @@ static bool claimed(struct vms *vms, const struct vm *vm)
     return is;
 }
 
-/* QEMU ended while neither orai-vm nor we looked, perhaps with the whole host. */
-static void take_crash(struct vms *vms, struct vm *vm)
-{
-    struct err words = ERR_NONE;
-    const char *why = vm_last_words(vms->host, vm->name, &words) && words.code == ESRCH
-                          ? words.text
-                          : "QEMU ended while nobody watched it, perhaps because the host was restarted";
-    pthread_mutex_lock(&vms->lock);
-    vm->crashed = true;
-    snprintf(vm->sorrow, sizeof vm->sorrow, "%.250s", why);
-    pthread_mutex_unlock(&vms->lock);
-    set_desired(vms, vm, false);
-    event_add(vms->host->events, "vm.ended", vm->name,
-              json_pack("{s:s, s:s}", "why", "crashed", "reason", why));
-}
-
 /* Leaves vm->boot set only when it is to be started, not resumed. */
 static bool should_resume(struct vms *vms, struct vm *vm, const struct epoch_record *record)
 {
@@ -215,7 +71,7 @@ static bool should_resume(struct vms *vms, struct vm *vm, const struct epoch_rec
         if (!vm_desired(vms, vm->name))
             return false;
         if (!claimed(vms, vm))
-            take_crash(vms, vm);
+            vms_take_crash(vms, vm);
         return false;
     case EPOCH_COMMITTED:
     case EPOCH_ARRIVING:
@@ -259,7 +115,7 @@ static void decide(struct vms *vms, struct vm *vm)
             give_up(vms, vm, err.text);
         return;
     }
-    settle_move(vms, vm, &record);
+    vms_settle_move(vms, vm, &record);
     if (record.role == EPOCH_REPLICA)
         drop_empty(vms, vm);
     if (!should_resume(vms, vm, &record))
@@ -320,7 +176,7 @@ static int open_watch(struct vms *vms, struct vm *vm, struct err *err)
     if (r < 0)
         return r;
     vm->fd = TAKE_FD(fd);
-    take_status(vms, vm, status);
+    vms_take_status(vms, vm, status);
     return 0;
 }
 
@@ -355,7 +211,7 @@ static void read_watch(struct vms *vms, struct vm *vm)
             vm->due = clock_now();
             return;
         }
-        take_event(vms, vm, event);
+        vms_take_event(vms, vm, event);
     }
 }
 
