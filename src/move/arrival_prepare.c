@@ -347,7 +347,9 @@ static void allow_memory_later(struct arrival *arrival)
     struct err err = ERR_NONE;
     if (!arrival->memory_later)
         return;
-    arrival->memory_later = qemu_migrate_allow_postcopy(machine_qemu(arrival->machine), &err) == 0;
+    arrival->memory_later =
+        (arrival->dry_run ? qemu_may_postcopy(arrival->host->env.uid, &err)
+                          : qemu_migrate_allow_postcopy(machine_qemu(arrival->machine), &err)) == 0;
     if (arrival->memory_later)
         arrival->compare_memory = false; /* nothing of it goes over while the guest runs there */
     else
@@ -384,6 +386,13 @@ static unsigned first_claims(const json_t *list)
     return claims;
 }
 
+static int say_opened(struct arrival *arrival, struct err *err)
+{
+    _cleanup_json_ json_t *opened = json_pack("{s:s, s:b, s:s}", "host", arrival->host->name, "memory_later",
+                                              (int)arrival->memory_later, "why", arrival->no_later);
+    return link_send_json(arrival->session.control, FRAME_OPENED, opened, err);
+}
+
 /* From here on things change; "base" is the source's word that it goes on. */
 static int build(struct arrival *arrival, const json_t *base, struct incoming_file files[2], struct err *err)
 {
@@ -400,9 +409,7 @@ static int build(struct arrival *arrival, const json_t *base, struct incoming_fi
     pthread_mutex_lock(&arrival->lock);
     arrival->receiving = true;
     pthread_mutex_unlock(&arrival->lock);
-    _cleanup_json_ json_t *opened = json_pack("{s:s, s:b, s:s}", "host", arrival->host->name, "memory_later",
-                                              (int)arrival->memory_later, "why", arrival->no_later);
-    return link_send_json(arrival->session.control, FRAME_OPENED, opened, err);
+    return say_opened(arrival, err);
 }
 
 static int wait_control(struct arrival *arrival, struct err *err)
@@ -421,6 +428,9 @@ static int dry_run_end(struct arrival *arrival, const json_t *base, struct err *
 {
     struct mail *mail = NULL;
     int r = build_disks(arrival, json_object_get(base, "disks"), true, err);
+    allow_memory_later(arrival);
+    if (r == 0)
+        r = say_opened(arrival, err);
     if (r == 0)
         r = session_wait(&arrival->session, FRAME_FINISH, clock_now() + MOVE_ANSWER_MS * NSEC_PER_MSEC, &mail,
                          err);

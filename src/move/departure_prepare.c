@@ -400,7 +400,7 @@ static int prepare(struct departure *departure, const struct travelling_file fil
         r = departure_connect_data(departure, err);
     if (r == 0)
         r = plan_measure(departure, err);
-    if (r == 0 && !departure->options.dry_run)
+    if (r == 0)
         r = wait_opened(departure, err);
     if (r < 0)
         return r;
@@ -419,7 +419,7 @@ int departure_prepare(struct departure *departure, struct err *err)
     char status[32];
     int r = qemu_status(machine_qemu(departure->machine), status, err);
     departure->guest_runs = r == 0 && strcmp(status, "running") == 0;
-    departure->memory_later = departure->options.memory_later && !departure->options.dry_run;
+    departure->memory_later = departure->options.memory_later;
     plan_begin(departure);
     if (r == 0)
         r = departure_connect(departure, false, clock_now() + MOVE_CONNECT_NS, err);

@@ -204,9 +204,9 @@ static void model(struct departure *departure)
     work += (double)prediction->disk_bytes / MIN(link, DISK_PATH_RATE / busy);
     prediction->seconds = departure->prepared + ROUNDS_SECONDS * busy + work + 6 * prediction->rtt_ms / 1000;
     prediction->memory_bytes = (uint64_t)memory_bytes;
-    prediction->blackout_ms =
-        (uint64_t)(FIXED_BLACKOUT_MS * busy + 3 * prediction->rtt_ms +
-                   MIN((double)departure->options.max_blackout_ms / 2, dirty / memory_rate * 100));
+    double last_pass = departure->memory_later ? 0 : dirty / memory_rate * 100;
+    prediction->blackout_ms = (uint64_t)(FIXED_BLACKOUT_MS * busy + 3 * prediction->rtt_ms +
+                                         MIN((double)departure->options.max_blackout_ms / 2, last_pass));
     prediction->known = true;
     progress_predict(departure->progress, prediction);
 }

@@ -66,6 +66,8 @@ int qemu_migrate_incoming(struct qemu *qemu, struct err *err);
 /* The incoming stream may switch to post-copy. -ENOTSUP: QEMU may not use userfaultfd(2). Before
  * qemu_migrate_incoming. */
 int qemu_migrate_allow_postcopy(struct qemu *qemu, struct err *err);
+/* Would that succeed for a QEMU of this user? As far as can be told without one. */
+int qemu_may_postcopy(uid_t uid, struct err *err);
 /* Sends the stream to run_dir/migrate.sock, where we listen. Capabilities events, return-path,
  * pause-before-switchover, and postcopy-ram if wished; bandwidth and downtime as for qemu_migrate_set. */
 int qemu_migrate_start(struct qemu *qemu, uint64_t bandwidth, uint64_t downtime_ms, bool postcopy,

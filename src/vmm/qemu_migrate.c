@@ -12,6 +12,7 @@
  * QEMU has given up; after "completed" it is in "postmigrate", and qemu_cont takes disks and CPUs back.
  */
 #include "base/clock.h"
+#include "base/file.h"
 #include "base/json.h"
 #include "vmm/qemu_internal.h"
 
@@ -46,12 +47,25 @@ static int set_capabilities(struct qemu *qemu, struct err *err)
                        QEMU_COMMAND_MSEC, NULL, err);
 }
 
-int qemu_migrate_allow_postcopy(struct qemu *qemu, struct err *err)
+static int refuse_postcopy(struct err *err)
 {
-    if (set_capability(qemu, "postcopy-ram", true, err) == 0)
-        return 0;
     err_set(err, ENOTSUP, "QEMU may not take a guest before its memory there (no userfaultfd)");
     return err_hint(err, "allow it with: sysctl -w vm.unprivileged_userfaultfd=1");
+}
+
+int qemu_migrate_allow_postcopy(struct qemu *qemu, struct err *err)
+{
+    return set_capability(qemu, "postcopy-ram", true, err) == 0 ? 0 : refuse_postcopy(err);
+}
+
+/* userfaultfd(2): without the privilege it is a matter of the sysctl. */
+int qemu_may_postcopy(uid_t uid, struct err *err)
+{
+    _cleanup_free_ void *text = NULL;
+    size_t size;
+    bool allowed = file_load("/proc/sys/vm/unprivileged_userfaultfd", 16, &text, &size, NULL) == 0 && size &&
+                   *(const char *)text == '1';
+    return uid == 0 || allowed ? 0 : refuse_postcopy(err);
 }
 
 /* QEMU listens in its own folder; the socket then moves to ours, where QEMU cannot replace it any more. */

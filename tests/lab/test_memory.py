@@ -143,6 +143,8 @@ def test_between_qemus(busy, new_qemu, one, other):  # noqa: F811
 def test_where_userfaultfd_is_forbidden_memory_goes_first(busy):
     ALLOWED.write_text("0")
     lab, guest = busy()
+    planned = result_of(begin(guest, lab.a, lab.b, "--dry-run"))
+    assert "before the switch" in planned["notes"][0] and "unprivileged_userfaultfd" in planned["notes"][0]
     result = result_of(begin(guest, lab.a, lab.b))
     assert result["memory_later_bytes"] == 0
     assert "before the switch" in result["notes"][0] and "unprivileged_userfaultfd" in result["notes"][0]
