@@ -222,10 +222,9 @@ static int handshake(struct tls *tls, int64_t deadline)
     }
 }
 
-static int open_session(struct tls *tls, const struct fingerprint *expected, const char *peer,
-                        int64_t deadline, struct err *err)
+static int open_session(struct tls *tls, struct tls_pin pin, const char *peer, int64_t deadline,
+                        struct err *err)
 {
-    struct tls_pin pin = {.expected = expected};
     if (tls_pin_session(tls->ssl, &pin) < 0)
         return err_set(err, ENOMEM, "out of memory opening a session with %s", peer);
     int r = handshake(tls, deadline);
@@ -253,7 +252,7 @@ int tls_connect(const struct tls_identity *identity, const char *address, uint16
     if (r < 0 || (server_name && !SSL_set_tlsext_host_name(tls->ssl, server_name)))
         return err_set(err, r < 0 ? r : EINVAL, "cannot open a TLS session with %s", peer);
     SSL_set_connect_state(tls->ssl);
-    r = open_session(tls, expected, peer, deadline, err);
+    r = open_session(tls, (struct tls_pin){.expected = expected}, peer, deadline, err);
     if (r < 0)
         return r;
     *ret = TAKE_PTR(tls);
@@ -276,6 +275,12 @@ static void name_peer(int socket, char text[PEER_TEXT_SIZE])
 int tls_accept(const struct tls_identity *identity, int socket, const struct fingerprint *expected,
                int64_t deadline, struct tls **ret, struct err *err)
 {
+    return tls_accept_either(identity, socket, expected, NULL, deadline, ret, err);
+}
+
+int tls_accept_either(const struct tls_identity *identity, int socket, const struct fingerprint *expected,
+                      const struct fingerprint * or, int64_t deadline, struct tls **ret, struct err *err)
+{
     char peer[PEER_TEXT_SIZE];
     name_peer(socket, peer);
     _cleanup_(tls_cleanup) struct tls *tls = NULL;
@@ -288,7 +293,7 @@ int tls_accept(const struct tls_identity *identity, int socket, const struct fin
     if (r < 0)
         return err_set(err, r, "cannot open a TLS session with %s", peer);
     SSL_set_accept_state(tls->ssl);
-    r = open_session(tls, expected, peer, deadline, err);
+    r = open_session(tls, (struct tls_pin){.expected = expected, .or = or }, peer, deadline, err);
     if (r < 0)
         return r;
     *ret = TAKE_PTR(tls);

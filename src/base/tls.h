@@ -55,6 +55,9 @@ int tls_connect(const struct tls_identity *identity, const char *address, uint16
 /* Server side on an accepted socket (owned by the session from here on, closed on failure too). */
 int tls_accept(const struct tls_identity *identity, int socket, const struct fingerprint *expected,
                int64_t deadline, struct tls **ret, struct err *err);
+/* The same for one of two peers. */
+int tls_accept_either(const struct tls_identity *identity, int socket, const struct fingerprint *expected,
+                      const struct fingerprint * or, int64_t deadline, struct tls **ret, struct err *err);
 /* Sends close_notify if that does not block, closes the socket. NULL is fine. */
 void tls_close(struct tls *tls);
 

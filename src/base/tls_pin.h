@@ -22,11 +22,11 @@ int fingerprint_of_x509(const X509 *certificate, struct fingerprint *ret);
 
 /* What one handshake demands and what it met. Lives as long as the handshake. */
 struct tls_pin {
-    const struct fingerprint *expected;
+    const struct fingerprint *expected, * or ; /* `or` may be NULL */
     struct fingerprint met;
     bool refused; /* met another fingerprint; the peer got the alert bad_certificate */
 };
-/* The handshake of `ssl`, on a context of tls_pin_context, fails unless the peer is `pin->expected`. 0 or
+/* The handshake of `ssl`, on a context of tls_pin_context, fails unless the peer is one of the expected. 0 or
  * -ENOMEM. */
 int tls_pin_session(SSL *ssl, struct tls_pin *pin);
 

@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
  * The answer to a source that asks about a commit after the arrival is over: it did not hear "running", or it
- * committed while we had durably refused. The epoch record knows.
+ * committed while we had durably refused. And to a borrower (fetch.h) that did not hear that we lend nothing
+ * any more. The epoch record knows both.
  */
 #include "base/clock.h"
 #include "base/json.h"
@@ -54,9 +55,32 @@ static int verdict(const struct answer *answer, uint64_t epoch, enum frame_type 
     return 0;
 }
 
+static int answer_commit(struct answer *answer, struct session *session, const struct mail *mail,
+                         const json_t *hello, struct err *err)
+{
+    _cleanup_json_ json_t *commit = NULL;
+    uint64_t epoch;
+    enum frame_type type = FRAME_REFUSED;
+    int r = json_parse((const char *)mail->payload, mail->frame.length, "commit", &commit, err);
+    if (r < 0 || (r = json_get_u64(commit, "epoch", "commit", &epoch, err)) < 0 ||
+        (r = verdict(answer, epoch, &type, err)) < 0)
+        return r;
+    log_info("the source asks about epoch %llu: %s", (unsigned long long)epoch, frame_type_name(type));
+    return link_send_json(session->control, type, hello, err);
+}
+
+static int answer_release(struct answer *answer, struct session *session, const struct mail *mail,
+                          struct err *err)
+{
+    if (answer->record.lent || mail->frame.epoch > answer->record.epoch)
+        return err_set(err, ESTALE, "what was lent in epoch %llu is not known to be over here",
+                       (unsigned long long)mail->frame.epoch);
+    return link_send(session->control, FRAME_RELEASED, NULL, 0, NULL, 0, err);
+}
+
 static int converse(struct answer *answer, struct session *session, struct err *err)
 {
-    _cleanup_json_ json_t *hello = NULL, *commit = NULL;
+    _cleanup_json_ json_t *hello = NULL;
     struct mail *mail;
     int64_t deadline = clock_now() + ANSWER_NS;
     int r = session_wait(session, FRAME_HELLO, deadline, &mail, err);
@@ -66,17 +90,18 @@ static int converse(struct answer *answer, struct session *session, struct err *
     free(mail);
     hello = json_pack("{s:i, s:s, s:s}", "protocol", MOVE_PROTOCOL_VERSION, "host", answer->host->name,
                       "version", ORAI_VERSION);
-    uint64_t epoch;
     if ((r = link_send_json(session->control, FRAME_HELLO, hello, err)) < 0 ||
-        (r = session_wait_json(session, FRAME_COMMIT, deadline, &commit, err)) < 0 ||
-        (r = json_get_u64(commit, "epoch", "commit", &epoch, err)) < 0)
+        (r = session_next(session, deadline, &mail, err)) < 0)
         return r;
-    enum frame_type type = FRAME_REFUSED;
-    if ((r = verdict(answer, epoch, &type, err)) < 0)
-        return r;
-    log_info("the source asks about epoch %llu: %s", (unsigned long long)epoch, frame_type_name(type));
-    if ((r = link_send_json(session->control, type, hello, err)) < 0 ||
-        (r = link_drain(session->control, deadline, err)) < 0)
+    enum frame_type type = mail->frame.type;
+    if (type == FRAME_COMMIT)
+        r = answer_commit(answer, session, mail, hello, err);
+    else if (type == FRAME_RELEASE)
+        r = answer_release(answer, session, mail, err);
+    else
+        r = err_set(err, EPROTO, "the peer sent \"%s\" where \"commit\" was due", frame_type_name(type));
+    free(mail);
+    if (r < 0 || (r = link_drain(session->control, deadline, err)) < 0)
         return r;
     if (session_wait(session, FRAME_FINISH, deadline, &mail, err) == 0)
         free(mail);
@@ -91,8 +116,8 @@ static void *answer_thread(void *arg)
     struct tls *tls;
     int r = session_init(&session, 0, &err);
     if (r == 0)
-        r = tls_accept(answer->host->identity, answer->socket, &answer->source, clock_now() + ANSWER_NS, &tls,
-                       &err);
+        r = tls_accept_either(answer->host->identity, answer->socket, &answer->source,
+                              &answer->record.peer.fingerprint, clock_now() + ANSWER_NS, &tls, &err);
     else
         close(answer->socket);
     if (r == 0) {
@@ -103,7 +128,7 @@ static void *answer_thread(void *arg)
     if (r == 0)
         r = converse(answer, &session, &err);
     if (r < 0)
-        log_warning("a late connection from the source: %s", err.text);
+        log_warning("a late connection: %s", err.text);
     session_done(&session);
     free(answer);
     atomic_fetch_sub(&conversations, 1);

@@ -141,6 +141,8 @@ static void check_lender(struct vm *vm)
         log_warning("%s; trying again", err.text);
         return;
     }
+    if (fault_point(&err, "lend.released") < 0)
+        log_warning("%s", err.text);
     lender_confirm(vm->lender);
     vm->reason[0] = '\0';
     vm_end(vm, VM_REPLICA, "moved");

@@ -90,7 +90,7 @@ def finish(lab, guest):
 @pytest.mark.parametrize("who,point", [
     ("a", "source.pause.end"), ("b", "destination.pause.end"), ("a", "source.commit.written"),
     ("b", "destination.commit.written"), ("a", "source.finish.begin"), ("b", "destination.finish.begin"),
-    ("b", "fetch.begin"), ("b", "fetch.whole"), ("b", "fetch.release"), ("a", "lend.release")])
+    ("b", "fetch.begin"), ("b", "fetch.whole"), ("b", "fetch.release"), ("a", "lend.release"), ("a", "lend.released")])
 def test_killed_at_each_step(labs, guests, who, point):
     """Whichever orai-vm is killed where: the guest runs on one host, and all of its disk comes there."""
     lab = labs("a", "b")
