@@ -33,6 +33,7 @@
 #define START_SECONDS 0.25 /* what a dry run leaves out: kernel and initrd, QEMU's start, connections */
 #define ROUNDS_SECONDS 0.3 /* sealing generations, making rounds durable, the switch */
 #define FIXED_BLACKOUT_MS 45
+#define COMPARE_RATE (6e9) /* an emulated guest's memory, while it stands still: all of it is hashed */
 
 /* --- the link ------------------------------------------------------------------------------------------- */
 
@@ -205,7 +206,10 @@ static void model(struct departure *departure)
     prediction->seconds = departure->prepared + ROUNDS_SECONDS * busy + work + 6 * prediction->rtt_ms / 1000;
     prediction->memory_bytes = (uint64_t)memory_bytes;
     double last_pass = departure->memory_later ? 0 : dirty / memory_rate * 100;
-    prediction->blackout_ms = (uint64_t)(FIXED_BLACKOUT_MS * busy + 3 * prediction->rtt_ms +
+    double compare = departure_compares(departure)
+                         ? (double)machine_config(departure->machine)->memory / COMPARE_RATE * 1000
+                         : 0;
+    prediction->blackout_ms = (uint64_t)((FIXED_BLACKOUT_MS + compare) * busy + 3 * prediction->rtt_ms +
                                          MIN((double)departure->options.max_blackout_ms / 2, last_pass));
     prediction->known = true;
     progress_predict(departure->progress, prediction);

@@ -342,6 +342,17 @@ def test_replicas_are_listed_and_dropped(oraid):
     assert orai(oraid, "replica", "drop", "web1").returncode == 0
 
 
+def test_all_copies_of_this_host_are_listed(oraid):
+    disks = [{"file": "disk0.raw", "allocated": 5 << 20}, {"file": "disk1.raw", "allocated": 1 << 20}]
+    oraid.on("GET", "/v1/vms", {"vms": [vm(), vm(name="web2", role="replica", state="replica", peer="b", disks=disks)]})
+    table = orai(oraid, "replica", "list").stdout.splitlines()
+    assert len(table) == 2 and re.split(r"  +", table[1].strip())[:3] == ["web2", "replica", "b"] and "6 MiB" in table[1]
+    copy = json.loads(orai(oraid, "replica", "list", "--format", "json").stdout)
+    assert [(one["name"], one["allocated"]) for one in copy] == [("web2", 6 << 20)]
+    oraid.on("GET", "/v1/vms", {"vms": []})
+    assert orai(oraid, "replica", "list").stdout == "No copies of VMs that are elsewhere\n"
+
+
 def test_config_comes_as_json_and_goes_back_from_a_file(oraid, tmp_path):
     config = {"name": "web1", "memory": 1 << 30}
     oraid.on("GET", "/v1/vms/web1/config", config)
