@@ -303,7 +303,7 @@ int disk_create(const char *path, uint64_t size, const char *base, const struct 
 
 /* --- removal ------------------------------------------------------------------------------------------- */
 
-static int check_unused(const char *path, struct err *err)
+int side_files_unused(const char *path, struct err *err)
 {
     char side[PATH_MAX];
     int r = side_path(path, SUFFIX_MAP, side, err);
@@ -318,7 +318,7 @@ static int check_unused(const char *path, struct err *err)
 int disk_remove(const char *path, struct err *err)
 {
     struct stat st;
-    int r = check_unused(path, err);
+    int r = side_files_unused(path, err);
     if (r < 0)
         return r;
     bool device = stat(path, &st) == 0 && S_ISBLK(st.st_mode);

@@ -41,6 +41,8 @@ int donor_put_aside(const char *image, struct err *err)
 {
     char path[PATH_MAX];
     int r = donor_path(image, path, err);
+    if (r == 0)
+        r = side_files_unused(image, err);
     if (r < 0)
         return r;
     if (file_bytes(image) && !donor_bytes(image) && rename(image, path) < 0)

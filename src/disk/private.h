@@ -72,6 +72,8 @@ int side_path(const char *image, const char *suffix, char ret[PATH_MAX], struct 
  * caller keeps others out. */
 int side_files_create(const char *path, const struct image *image, const struct image *data,
                       const struct id *base, struct err *err);
+/* -EBUSY: another process has the disk open. */
+int side_files_unused(const char *path, struct err *err);
 
 /* generation.c, under control: raises the current generation durably, then waits for the writes of the old
  * one. */

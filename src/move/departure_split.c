@@ -15,13 +15,19 @@
 
 #include <errno.h>
 
-bool departure_may_split(const struct departure *departure, const struct lineage_base bases[VM_MAX_DISKS])
+/* What is compared goes over before the switch. */
+static bool has_donor(const struct departure *departure)
 {
-    if (departure->options.mode == MOVE_PRECOPY || departure->options.dry_run)
-        return false;
     for (size_t i = 0; i < departure_disks(departure); i++)
         if (departure->donor[i])
-            return false;
+            return true;
+    return false;
+}
+
+bool departure_may_split(const struct departure *departure, const struct lineage_base bases[VM_MAX_DISKS])
+{
+    if (departure->options.mode == MOVE_PRECOPY || departure->options.dry_run || has_donor(departure))
+        return false;
     for (size_t i = 0; i < departure_disks(departure); i++)
         if (bases[i].forked) {
             if (departure->options.mode != MOVE_AUTO)
@@ -40,7 +46,7 @@ void departure_choose_mode(struct departure *departure)
 {
     const struct prediction *prediction = &departure->prediction;
     double seconds = (double)prediction->disk_bytes / (double)MAX(prediction->link_rate, UINT64_C(1));
-    bool possible = departure->split || departure->options.dry_run;
+    bool possible = (departure->split || departure->options.dry_run) && !has_donor(departure);
     if (departure->options.mode != MOVE_AUTO || !possible)
         return;
     if (seconds > PRECOPY_SECONDS) {

@@ -124,6 +124,8 @@ static void a_copy_becomes_the_donor_once(void **state)
 
     struct disk *disk = new_disk(in_folder("d"), SIZE);
     assert_int_equal(disk_write(disk, content, DISK_BLOCK, 0, true), 0);
+    assert_int_equal(donor_put_aside(in_folder("d"), NULL), -EBUSY);
+    assert_true(there("d") && there("d.lineage") && !there("d.donor"));
     close_disk(disk);
     assert_true(donor_possible(in_folder("d")));
     assert_int_equal(donor_bytes(in_folder("d")), 0);
