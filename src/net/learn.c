@@ -5,8 +5,8 @@
  * (a guest that we found again after a restart may do no ARP for a while; once an address is known the filter
  * is changed, so that ordinary traffic never wakes us).
  *
- * The thread owns the sockets; the tables are guarded by the mutex. A tap that vanishes, or any other error
- * of a socket, ends listening on it: what is known stays.
+ * The thread owns the sockets; the tables are guarded by the mutex. A tap that is down (tap_set) is silent;
+ * an error of a socket ends listening on it: what is known stays.
  */
 #include "net/learn.h"
 
@@ -102,7 +102,8 @@ static void take_frames(struct learn *learn, struct nic *nic)
         struct address address;
         bool plain;
         ssize_t n = recv(nic->socket, frame, sizeof frame, 0);
-        if (n < 0 && (errno == EAGAIN || errno == EINTR))
+        if (n < 0 &&
+            (errno == EAGAIN || errno == EINTR || errno == ENETDOWN)) /* down: it may come up again */
             return;
         if (n < 0) {
             log_info("stopped to learn addresses on %s: %m", nic->tap);

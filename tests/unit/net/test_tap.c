@@ -252,6 +252,29 @@ static void a_vanished_tap_keeps_what_is_known(void **state)
     learn_free(learn);
 }
 
+/* As at a host that a guest has just left, and may come back to. */
+static void a_tap_that_is_down_carries_nothing_and_is_listened_to_again(void **state)
+{
+    need_namespace();
+    uint8_t frame[FRAME_MAX];
+    struct address six = {.ipv6 = true, .bytes = {0x20, 0x01, 0x0d, 0xb8, [15] = 7}};
+    struct learn_nic nic = {.tap = TAP, .mac = MAC};
+    struct learn *learn;
+    make_bridge("br0", 1500);
+    _cleanup_close_ int tap = tap_open(TAP, "br0", NULL);
+    assert_int_equal(learn_new(&nic, 1, &learn, NULL), 0);
+    send_as_guest(tap, frame, frame_arp(mac, &guest, false, frame));
+    wait_known(learn, 1);
+    assert_int_equal(tap_set(TAP, false, NULL), 0);
+    assert_true(write(tap, frame, 60) < 0);
+    clock_sleep(20 * NSEC_PER_MSEC); /* the thread hears of it */
+    assert_int_equal(tap_set(TAP, true, NULL), 0);
+    send_as_guest(tap, frame, frame_advertisement(mac, &six, frame));
+    wait_known(learn, 2);
+    learn_free(learn);
+    assert_int_equal(tap_set("oraitest9", false, NULL), -ENODEV);
+}
+
 static void learning_on_a_tap_that_is_not_there_fails(void **state)
 {
     need_namespace();
@@ -336,6 +359,7 @@ int main(void)
         cmocka_unit_test(plain_ipv4_counts_only_while_nothing_is_known),
         cmocka_unit_test(what_another_host_learned_is_added_for_our_macs_only),
         cmocka_unit_test(a_vanished_tap_keeps_what_is_known),
+        cmocka_unit_test(a_tap_that_is_down_carries_nothing_and_is_listened_to_again),
         cmocka_unit_test(learning_on_a_tap_that_is_not_there_fails),
         cmocka_unit_test(announces_five_times_without_blocking),
         cmocka_unit_test(announcing_ends_when_told),
