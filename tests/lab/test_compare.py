@@ -3,6 +3,7 @@
 
 import os
 import random
+import time
 
 import pytest
 
@@ -119,3 +120,54 @@ def test_what_was_found_is_kept(lab, guest, who, kind):
     wait_until(lambda: lab.b.vm_state(guest.name) == "running", 30, "it is on b")
     check_equal(lab, guest)
     guest.check_alive()
+
+
+def stays_and_is_moved_again(lab, guest, mover):
+    if mover.returncode is None:
+        mover.communicate(timeout=60)
+    assert mover.returncode != 0
+    wait_until(lambda: lab.where(guest.name) == {"a": "running", "b": "replica"}, 30, "it stays on a")
+    guest.check_alive()
+    image = lab.b.image_file(guest.name)
+    assert os.path.exists(f"{image}.donor"), "what was not taken yet is kept"
+    return move(lab.a, guest, lab.b)
+
+
+@pytest.mark.long
+def test_a_link_cut_while_it_is_compared(lab, guest):
+    move(lab.a, guest, lab.b)
+    move(lab.b, guest, lab.a)
+    image = lab.b.image_file(guest.name)
+    image.with_name(image.name + ".lineage").unlink()
+    lab.b.fault(guest.name, "destination.sums", "hold")
+    mover = lab.a.begin("move", guest.name, "b", "--mode", "precopy")
+    lab.b.wait_fault_reached(guest.name, "destination.sums")
+    lab.b.link.cut()
+    lab.b.clear_fault(guest.name)
+    time.sleep(10)  # longer than either side waits for a word
+    lab.b.link.heal()
+    result = stays_and_is_moved_again(lab, guest, mover)
+    assert result["disk_bytes"] < 2 * MIB
+    check_equal(lab, guest)
+
+
+def test_no_room_for_what_is_found(labs, guests):
+    """The donor and the copy beside it need a little more room than one of them."""
+    lab = labs("a", "b", disk_sizes={"b": 192 * MIB})
+    guest = guests(lab, lab.a, disk="128M", region=REGION, rate=50)
+    guest.ask("write 12000")
+    guest.quiet()
+    move(lab.a, guest, lab.b)
+    move(lab.b, guest, lab.a)
+    image = lab.b.image_file(guest.name)
+    image.with_name(image.name + ".lineage").unlink()
+    lab.b.fault(guest.name, "destination.sums", "hold")
+    mover = lab.a.begin("move", guest.name, "b", "--mode", "precopy")
+    lab.b.wait_fault_reached(guest.name, "destination.sums")
+    lab.b.fill_disk(leave=4 * MIB)
+    lab.b.clear_fault(guest.name)
+    _, err = mover.communicate(timeout=60)
+    assert "no space left" in err and "make room" in err
+    lab.b.free_disk()
+    stays_and_is_moved_again(lab, guest, mover)
+    check_equal(lab, guest)
