@@ -167,6 +167,7 @@ void session_lost(struct session *session, const struct err *err)
 void session_wake(struct session *session)
 {
     pthread_mutex_lock(&session->lock);
+    session->woken = true;
     pthread_cond_broadcast(&session->changed);
     pthread_mutex_unlock(&session->lock);
 }
@@ -320,7 +321,9 @@ int session_nap(struct session *session, int64_t deadline, struct err *err)
     pthread_mutex_lock(&session->lock);
     int r = check_locked(session, err);
     if (r == 0) {
-        wait_until(session, deadline);
+        if (!session->woken)
+            wait_until(session, deadline);
+        session->woken = false;
         r = check_locked(session, err);
     }
     pthread_mutex_unlock(&session->lock);

@@ -38,6 +38,7 @@ struct session {
     int64_t lost_at;  /* clock_now() of that */
     bool stopping;    /* between session_stop and the end of its links */
     bool cancelled, cancel_heard;
+    bool woken;   /* since the walker's last nap */
     bool decided; /* the commit: a cancel changes nothing any more */
     struct link *control;
     struct link *data[MOVE_MAX_CONNECTIONS];
@@ -90,7 +91,7 @@ int session_next(struct session *session, int64_t deadline, struct mail **ret, s
 /* session_wait for a JSON frame, parsed. */
 int session_wait_json(struct session *session, enum frame_type type, int64_t deadline, json_t **ret,
                       struct err *err);
-/* Waits until `deadline` or a wake; 0, or why the move cannot go on. */
+/* Waits until `deadline` or a wake, also one since the last nap; 0, or why the move cannot go on. */
 int session_nap(struct session *session, int64_t deadline, struct err *err);
 /* For a link's thread: waits until `deadline` or a wake; 0, or why the session's links are about to end. */
 int session_doze(struct session *session, int64_t deadline, struct err *err);
