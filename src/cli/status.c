@@ -46,6 +46,16 @@ static const struct view view_borrows = {
                                        {0}},
 };
 
+static const struct view view_from = {
+    .columns = (const struct column[]){{"from", "FROM"},
+                                       {"connected", "CONNECTED", COLUMN_BOOL},
+                                       {"fetched_bytes", "FETCHED", COLUMN_BYTES},
+                                       {"rate", "RATE", COLUMN_RATE},
+                                       {"error.text", "HELD UP BY"},
+                                       {0}},
+    .empty = "No other host shares a copy",
+};
+
 static const struct view view_lends = {
     .columns = (const struct column[]){{"to", "To"},
                                        {"connections", "Connections", COLUMN_COUNT},
@@ -65,7 +75,9 @@ static const struct view view_status = {
                                        {"operation.state", "Operation is"},
                                        {0}},
     .sections = (const struct section[]){{"vm.borrows", "Blocks that are fetched", &view_borrows},
+                                         {"vm.borrows.shares", "Other hosts with blocks", &view_from},
                                          {"vm.lends", "Blocks that are lent", &view_lends},
+                                         {"vm.shares", "Blocks that are shared", &view_lends},
                                          {"vm.move", "Newest move", &view_move},
                                          {0}},
 };

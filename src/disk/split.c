@@ -49,11 +49,11 @@ static void draw_run(const struct disk_run *run, uint64_t extent, uint8_t *bits)
         bits[e / 8] |= (uint8_t)(1U << e % 8);
 }
 
-/* Blocks of [from, end) with numbers in (above, upto]. */
+/* Blocks of [from, end) with numbers in (above, upto]; `extent` blocks to a bit. */
 static uint64_t draw(const struct disk *disk, uint64_t from, uint64_t end, uint32_t above, uint32_t upto,
-                     uint8_t *bits)
+                     uint64_t extent, uint8_t *bits)
 {
-    uint64_t extent = split_extent_blocks(disk_blocks(disk)), count = 0;
+    uint64_t count = 0;
     struct disk_run run;
     while (from < end && disk_next_run(disk, from, above, upto, end - from, &run) && run.block < end) {
         run.count = MIN(run.count, end - run.block);
@@ -68,14 +68,42 @@ int split_picture(const struct disk *disk, const struct lineage_base *base, uint
                   size_t *ret_size, uint64_t *ret_blocks, struct err *err)
 {
     uint64_t blocks = disk_blocks(disk), turn = MIN(base->cursor, blocks);
+    uint64_t extent = split_extent_blocks(blocks);
     size_t size = picture_size(blocks);
     uint8_t *bits = calloc(1, size);
     if (!bits)
         return err_set(err, ENOMEM, "out of memory listing what is new on %s", disk_path(disk));
-    *ret_blocks = draw(disk, 0, turn, MAX(base->reached, base->base), upto, bits) +
-                  draw(disk, turn, blocks, base->base, upto, bits);
+    *ret_blocks = draw(disk, 0, turn, MAX(base->reached, base->base), upto, extent, bits) +
+                  draw(disk, turn, blocks, base->base, upto, extent, bits);
     *ret_bits = bits;
     *ret_size = size;
+    return 0;
+}
+
+uint64_t split_grain_blocks(uint64_t disk_blocks)
+{
+    uint64_t grain = 1;
+    while ((disk_blocks + grain - 1) / grain > SPLIT_MAX_GRAINS)
+        grain *= 2;
+    return grain;
+}
+
+size_t split_newer_size(uint64_t disk_blocks)
+{
+    uint64_t grain = split_grain_blocks(disk_blocks);
+    return (size_t)((disk_blocks + grain - 1) / grain + 7) / 8;
+}
+
+int split_newer(const struct disk *disk, uint32_t above, uint8_t **ret_bits, size_t *ret_size,
+                struct err *err)
+{
+    uint64_t blocks = disk_blocks(disk);
+    uint8_t *bits = calloc(1, split_newer_size(blocks));
+    if (!bits)
+        return err_set(err, ENOMEM, "out of memory listing what is new on %s", disk_path(disk));
+    draw(disk, 0, blocks, above, UINT32_MAX, split_grain_blocks(blocks), bits);
+    *ret_bits = bits;
+    *ret_size = split_newer_size(blocks);
     return 0;
 }
 

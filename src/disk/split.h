@@ -38,6 +38,16 @@ uint64_t split_extents(uint64_t disk_blocks);
 int split_picture(const struct disk *disk, const struct lineage_base *base, uint32_t upto, uint8_t **ret_bits,
                   size_t *ret_size, uint64_t *ret_blocks, struct err *err);
 
+/* The finer picture, for after the switch: 4 KiB, doubled until there are at most SPLIT_MAX_GRAINS. In
+ * blocks. */
+#define SPLIT_MAX_GRAINS 4194304U
+uint64_t split_grain_blocks(uint64_t disk_blocks);
+size_t split_newer_size(uint64_t disk_blocks); /* of its bits, bytes */
+/* Bits as above, of *ret_size bytes, where a grain has a block whose number is above `above`, whatever
+ * wrote it: the crash rule too. */
+int split_newer(const struct disk *disk, uint32_t above, uint8_t **ret_bits, size_t *ret_size,
+                struct err *err);
+
 /* --- the destination: becoming split ------------------------------------------------------------------- */
 
 /* For a frozen PARTIAL copy, before the switch. `lineage`: claim PARTIAL, its newest entry the hand-over to

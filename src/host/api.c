@@ -35,6 +35,7 @@ const struct route api_routes[] = {
     {"POST", "/v1/vms/{}/move", ROUTE_LOCAL, api_vm_move},
     {"POST", "/v1/vms/{}/verify", ROUTE_LOCAL, api_vm_verify},
     {"GET", "/v1/vms/{}/copy", ROUTE_PEER, api_vm_copy},
+    {"POST", "/v1/vms/{}/share", ROUTE_PEER_ONLY, api_vm_share},
     {"POST", "/v1/vms/{}/hashes", ROUTE_PEER_ONLY, api_vm_hashes},
     {"GET", "/v1/vms/{}/status", ROUTE_PEER, api_vm_status},
     {"POST", "/v1/vms/{}/cancel", ROUTE_PEER, api_vm_cancel},

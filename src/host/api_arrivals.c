@@ -106,6 +106,8 @@ static int end_earlier_try(struct host *host, const struct request *request, con
     if (r < 0)
         return r;
     bool lends = record.role == EPOCH_REPLICA && record.lent;
+    if (record.role == EPOCH_REPLICA && !lends && (r = vm_end_sharing(host, a->name, err)) < 0)
+        return r;
     if (lends && check_lent(a, &record, NULL) == 0)
         return vm_end_lending(host, a->name, err);
     if (record.role == EPOCH_REPLICA && ends_soon(pidfd))

@@ -128,7 +128,9 @@ static int drop(struct host *host, const char *name, bool force, struct err *err
         return err_hint(err, "wait until it has them all: orai status %s; if %s is lost for good, --force",
                         name, record.peer.name);
     }
-    if (record.role == EPOCH_REPLICA && record.lent && (r = vm_end_lending(host, name, err)) < 0)
+    if (record.role == EPOCH_REPLICA)
+        r = record.lent ? vm_end_lending(host, name, err) : vm_end_sharing(host, name, err);
+    if (r < 0)
         return r;
     if (record.role == EPOCH_ARRIVING || vm_process(host, name, &pidfd) == 0) {
         err_set(err, EBUSY, "a move of \"%s\" to here is under way", name);

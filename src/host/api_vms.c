@@ -79,7 +79,9 @@ static int check_startable(struct host *host, const char *name, bool fork_old_co
         err_set(err, EBUSY, "a move of \"%s\" between this host and %s is not finished", name, peer);
         return err_hint(err, "orai status %s; orai recover %s", name, name);
     }
-    if (record.role == EPOCH_REPLICA && record.lent && (r = vm_end_lending(host, name, err)) < 0)
+    if (record.role == EPOCH_REPLICA)
+        r = record.lent ? vm_end_lending(host, name, err) : vm_end_sharing(host, name, err);
+    if (r < 0)
         return r;
     return vm_process(host, name, &pidfd) == 0 ? err_set(err, EBUSY, "\"%s\" runs already", name) : 0;
 }

@@ -84,10 +84,10 @@ void vm_dirs_clean(const struct host *host);
 /* --- processes (vm_process.c) --- */
 
 struct vm_mode {
-    const char *name;          /* "start", "resume", "arrive" */
+    const char *name;          /* "start", "resume", "arrive", "share" */
     bool fork_old_copy;        /* start */
-    const struct peer *source; /* arrive */
-    struct id vm;              /* arrive */
+    const struct peer *source; /* arrive, share: the other host */
+    struct id vm;              /* arrive, share */
 };
 /* Starts orai-vm. *ret_pidfd polls readable when it ends. */
 int vm_spawn(const struct host *host, const char *name, const struct vm_mode *mode, int *ret_pidfd,
@@ -101,6 +101,8 @@ int vm_ask(const struct host *host, const char *name, json_t *request, int msec,
            struct err *err);
 /* The orai-vm that lends blocks of a copy here, if one does, is told to stop, for ever: 0 once it has ended. */
 int vm_end_lending(const struct host *host, const char *name, struct err *err);
+/* The orai-vm that shares a copy here, if one does, ends: whoever wants blocks gets them elsewhere. */
+int vm_end_sharing(const struct host *host, const char *name, struct err *err);
 /* What an orai-vm that failed left behind: RUN_DIR/failure.json. false: nothing. */
 bool vm_last_words(const struct host *host, const char *name, struct err *ret);
 /* Waits until orai-vm answers with one of `states` (NULL at the end; NULL list: any answer), or ends: then

@@ -6,6 +6,7 @@
  */
 #include "base/json.h"
 #include "base/log.h"
+#include "host/share.h"
 #include "host/vm_internal.h"
 
 #include <errno.h>
@@ -127,6 +128,8 @@ void vms_take_event(struct vms *vms, struct vm *vm, const json_t *event)
     } else if (strcmp(what, "arrived") == 0) {
         set_desired(vms, vm, true);
         event_add(vms->host->events, "vm.arrived", vm->name, NULL);
+    } else if (strcmp(what, "borrowing") == 0) {
+        share_seek(vms->host, vm->name);
     } else if (strcmp(what, "ended") == 0) {
         take_ended(vms, vm, event);
     }

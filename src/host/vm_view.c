@@ -103,6 +103,22 @@ static const char *resting_state(struct host *host, const struct parts *p, char 
     return "failed";
 }
 
+/* The orai-vm that shares knows a key, people a name. */
+static json_t *shares_json(struct host *host, const struct parts *p)
+{
+    const json_t *shares = json_object_get(p->status, "shares");
+    struct fingerprint key;
+    struct peer peer;
+    if (!json_is_object(shares) || fingerprint_parse(json_str(shares, "key", ""), &key) < 0)
+        return json_null();
+    bool known = peer_find_key(host->registry, &key, &peer, NULL) == 0;
+    json_t *json = json_pack("{s:s?}", "to", known ? peer.name : NULL);
+    static const char *const numbers[] = {"connections", "fetches", "bytes"};
+    for (size_t i = 0; i < ARRAY_SIZE(numbers); i++)
+        json_object_set_new(json, numbers[i], json_integer((json_int_t)json_u64(shares, numbers[i], 0)));
+    return json;
+}
+
 static void put_state(struct host *host, const struct parts *p, json_t *json)
 {
     char reason[256] = "";
@@ -121,6 +137,7 @@ static void put_state(struct host *host, const struct parts *p, json_t *json)
     json_t *borrows = json_object_get(p->status, "borrows"), *lends = json_object_get(p->status, "lends");
     json_object_set_new(json, "borrows", json_is_object(borrows) ? json_incref(borrows) : json_null());
     json_object_set_new(json, "lends", json_is_object(lends) ? json_incref(lends) : json_null());
+    json_object_set_new(json, "shares", shares_json(host, p));
 }
 
 static json_t *render(struct host *host, const struct parts *p)

@@ -15,7 +15,11 @@
  * fetch goes on with what is missing then. What was made durable is never fetched again. When nothing is
  * missing the disks become whole, durably, and the lender is told that it lends nothing more.
  *
- * One thread decides what is asked for; the two links' threads write what comes.
+ * Other hosts may have a copy of an earlier state: what the lender has not written since may come from any of
+ * them (fetch_share), from whoever answers soonest what the guest waits for, the rest from all at once. They
+ * may come and go; only the lender is needed.
+ *
+ * One thread per host asks (fetch_private.h); the threads of its two links write what comes.
  */
 #pragma once
 
@@ -43,10 +47,13 @@ struct fetch_options {
 int fetch_new(const struct fetch_options *options, struct fetch **ret, struct err *err);
 /* The guest is ours, the disks' claim is "split". */
 int fetch_open(struct fetch *fetch, struct err *err);
+/* After fetch_open: `peer` may have blocks too. Without effect when it is being asked already, or all is
+ * here. -ENOSPC when there are too many. */
+int fetch_share(struct fetch *fetch, const struct move_peer *peer, struct err *err);
 enum fetch_state fetch_state(const struct fetch *fetch);
 /* The lender is there, and nothing holds up what is asked for. */
 bool fetch_connected(const struct fetch *fetch);
-/* {"from","state","missing_bytes","total_bytes","fetched_bytes","demands","rate","demand_ms","error"?}:
+/* {"from","state","missing_bytes","total_bytes","fetched_bytes","demands","rate","demand_ms","shares","error"?}:
  * docs/protocol.md, "split status". */
 json_t *fetch_status(const struct fetch *fetch);
 /* Stops asking; what has come is kept. NULL is fine. */

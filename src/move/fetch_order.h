@@ -1,12 +1,17 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * fetch_order: which missing blocks are asked for next, and how much may be under way (fetch.h says the
- * order). Knows no network and no clock: its owner sends what it says, tells it what was answered and when.
- * One thread at a time.
+ * fetch_order: which missing blocks are asked for next, of whom, and how much may be under way (fetch.h says
+ * the order). Knows no network and no clock: its owner sends what it says, tells it what was answered and
+ * when. One thread at a time.
  *
- * How much: what nobody waits for keeps one bandwidth-delay product under way, measured as the best rate and
- * the shortest answer of late, and two milliseconds' worth more, so that the path is full and its queue is
- * short (the idea of BBR: Cardwell et al., "BBR: Congestion-Based Congestion Control", ACM Queue 14/5, 2016).
+ * Of whom: the *lender* has every missing block, other *holders* have some, each those that it was said to
+ * share. What somebody waits for goes to the holder that answers soonest, the rest to whoever has
+ * room for it; the lender leaves what others have too for the end.
+ *
+ * How much: what nobody waits for keeps one bandwidth-delay product under way to each holder, measured as the
+ * best rate and the shortest answer of late, and two milliseconds' worth more, so that the path is full and
+ * its queue is short (the idea of BBR: Cardwell et al., "BBR: Congestion-Based Congestion Control", ACM Queue
+ * 14/5, 2016).
  */
 #pragma once
 
@@ -14,7 +19,9 @@
 #include "vmm/config.h"
 #include "wire/frame.h"
 
-#define FETCH_URGENT_MAX 64U  /* requests under way that somebody waits for */
+#define FETCH_LENDER 0U       /* the holder that has them all */
+#define FETCH_MAX_HOLDERS 8U  /* with it */
+#define FETCH_URGENT_MAX 64U  /* requests under way to a holder that somebody waits for */
 #define FETCH_REST_BLOCKS 16U /* of one request that nobody waits for: half a millisecond of 1 Gbit/s */
 
 struct fetch_order;
@@ -29,21 +36,34 @@ void fetch_order_demand(struct fetch_order *order, size_t disk, uint64_t block, 
 /* Extents (split_extent_blocks), hottest first; replaces what was said before. */
 int fetch_order_hot(struct fetch_order *order, size_t disk, const uint32_t *extents, size_t count);
 
-/* The next request to send now. false: nothing at this moment; *ret_again (clock_now() units) says when to
- * ask again if nothing is answered before. */
-bool fetch_order_next(struct fetch_order *order, int64_t now, struct wire_fetch *ret, bool *ret_urgent,
-                      int64_t *ret_again);
-/* `bytes` of data came with the answer. false: there is no such request. */
-bool fetch_order_answered(struct fetch_order *order, const struct wire_fetch *fetch, uint64_t bytes,
-                          int64_t now);
-/* The connections are gone and with them all requests under way. Demands must be made again. */
-void fetch_order_reset(struct fetch_order *order);
+/* What the holder's copy of the disk is good for: it is exactly the data of the generation `upto`, and where
+ * `newer` (split_newer_size bytes, copied) has a bit the lender has something newer. */
+int fetch_order_share(struct fetch_order *order, unsigned holder, size_t disk, uint32_t upto,
+                      const uint8_t *newer);
+/* The holder can be asked from here on: the lender for everything, others for what they share. */
+void fetch_order_join(struct fetch_order *order, unsigned holder);
+/* It cannot any more, and will not answer what is under way to it: that is asked for again, of others. What
+ * it shares is forgotten. */
+void fetch_order_leave(struct fetch_order *order, unsigned holder);
+
+/* The next request to send to the holder now. false: nothing at this moment; *ret_again (clock_now() units)
+ * says when to ask again if nothing is answered before. */
+bool fetch_order_next(struct fetch_order *order, unsigned holder, int64_t now, struct wire_fetch *ret,
+                      bool *ret_urgent, int64_t *ret_again);
+/* Is the run part of what the holder was asked for and has not answered? */
+bool fetch_order_expects(const struct fetch_order *order, unsigned holder, size_t disk,
+                         const struct disk_run *run);
+/* `bytes` of data came with the holder's answer. false: there is no such request to it. */
+bool fetch_order_answered(struct fetch_order *order, unsigned holder, const struct wire_fetch *fetch,
+                          uint64_t bytes, int64_t now);
 /* Nothing is missing, nothing under way. */
 bool fetch_order_done(const struct fetch_order *order);
 
 struct fetch_order_numbers {
     uint64_t demands;      /* requests that somebody waited for */
     double demand_seconds; /* how long their answers took lately */
-    uint64_t rate;         /* bytes per second lately */
+    uint64_t rate;         /* bytes per second lately, of all holders */
 };
 void fetch_order_numbers(const struct fetch_order *order, struct fetch_order_numbers *ret);
+/* Bytes per second lately, of one. */
+uint64_t fetch_order_rate(const struct fetch_order *order, unsigned holder);

@@ -42,6 +42,8 @@ struct conversation {
     int socket; /* until TLS has it */
     int end;    /* the same, to shut it down by: a handshake and a dead link know no other interruption */
     struct session session;
+    bool background; /* the connection for what nobody waits for */
+    bool told_hot;
     uint8_t data[PIECE_BYTES];
 };
 
@@ -67,6 +69,17 @@ static int send_piece(struct conversation *conversation, uint16_t disk, const st
                      piece->size, err);
 }
 
+/* A copy is only worth as much as its generation: of a block that was changed here since it says nothing. */
+static int check_shared(const struct disk *disk, const struct wire_fetch *fetch, struct err *err)
+{
+    struct disk_run run;
+    if (disk_next_run(disk, fetch->block, fetch->upto, UINT32_MAX, fetch->count, &run) &&
+        run.block < fetch->block + fetch->count)
+        return err_set(err, ESTALE, "block %llu of %s is not of generation %u any more",
+                       (unsigned long long)run.block, disk_path(disk), fetch->upto);
+    return 0;
+}
+
 static int check_fetch(const struct lender *lender, const struct wire_fetch *fetch, struct err *err)
 {
     if (fetch->disk >= lender->options.disk_count)
@@ -75,7 +88,7 @@ static int check_fetch(const struct lender *lender, const struct wire_fetch *fet
     if (fetch->block >= disk_blocks(disk) || fetch->count > disk_blocks(disk) - fetch->block)
         return err_set(err, EPROTO, "block %llu is beyond the end of disk %u",
                        (unsigned long long)fetch->block, fetch->disk);
-    return 0;
+    return lender->options.shares ? check_shared(disk, fetch, err) : 0;
 }
 
 static int answer(struct conversation *conversation, const struct mail *mail, struct err *err)
@@ -123,13 +136,53 @@ static void on_closed(void *arg, struct link *link, const struct err *err)
     session_lost(&conversation->session, err);
 }
 
-static int greet(struct conversation *conversation, bool *ret_background, struct err *err)
+static int send_lineage(struct conversation *conversation, size_t index, struct err *err)
+{
+    _cleanup_(lineage_freep) struct lineage *lineage = NULL;
+    _cleanup_free_ void *bytes = NULL;
+    uint8_t head[WIRE_CLAIM_SIZE];
+    size_t size = 0;
+    int r = disk_lineage(conversation->lender->options.disks[index], &lineage, err);
+    if (r == 0 && (r = lineage_encode(lineage, &bytes, &size)) < 0)
+        err_set(err, -r, "out of memory");
+    if (r < 0)
+        return r;
+    wire_claim_encode(&(struct wire_claim){.disk = (uint16_t)index}, head);
+    return link_send(conversation->session.control, FRAME_LINEAGE, head, sizeof head, bytes, size, err);
+}
+
+static int send_lineages(struct conversation *conversation, struct err *err)
+{
+    int r = 0;
+    for (size_t i = 0; r == 0 && i < conversation->lender->options.disk_count; i++)
+        r = send_lineage(conversation, i, err);
+    return r;
+}
+
+/* Does it ask for what is given here, and of the right hand-over? */
+static int check_hello(const struct lender_options *options, const json_t *hello, uint64_t epoch,
+                       struct err *err)
+{
+    const char *role = json_str(hello, "role", "");
+    if (strcmp(role, options->shares ? "share" : "fetch") != 0)
+        return err_set(err, EBUSY, "a connection that wants %s",
+                       strcmp(role, "share") == 0 || strcmp(role, "fetch") == 0
+                           ? "other blocks than are to be had here"
+                           : "no blocks");
+    if (!options->shares && epoch != options->epoch)
+        return err_set(err, ESTALE, "blocks of epoch %llu are asked for; what is lent here is of epoch %llu",
+                       (unsigned long long)epoch, (unsigned long long)options->epoch);
+    return 0;
+}
+
+static int greet(struct conversation *conversation, struct err *err)
 {
     const struct lender_options *options = &conversation->lender->options;
     struct session *session = &conversation->session;
     _cleanup_json_ json_t *hello = NULL,
-                          *answer = json_pack("{s:i, s:s, s:s}", "protocol", MOVE_PROTOCOL_VERSION, "host",
-                                              options->host->name, "version", ORAI_VERSION);
+                          *answer = json_pack("{s:i, s:s, s:s, s:I}", "protocol", MOVE_PROTOCOL_VERSION,
+                                              "host", options->host->name, "version", ORAI_VERSION, "disks",
+                                              (json_int_t)options->disk_count);
     struct mail *mail;
     int r = session_wait(session, FRAME_HELLO, clock_now() + GREET_NS, &mail, err);
     if (r < 0)
@@ -137,16 +190,16 @@ static int greet(struct conversation *conversation, bool *ret_background, struct
     uint64_t epoch = mail->frame.epoch;
     r = json_parse((char *)mail->payload, mail->frame.length, "hello", &hello, err);
     free(mail);
+    if (r == 0)
+        r = check_hello(options, hello, epoch, err);
     if (r < 0)
         return r;
-    if (strcmp(json_str(hello, "role", ""), "fetch") != 0)
-        return err_set(err, EBUSY, "a connection that wants no blocks");
-    if (epoch != options->epoch)
-        return err_set(err, ESTALE, "blocks of epoch %llu are asked for; what is lent here is of epoch %llu",
-                       (unsigned long long)epoch, (unsigned long long)options->epoch);
     link_set_epoch(session->control, epoch);
-    *ret_background = json_u64(hello, "index", 0) > 0;
-    return link_send_json(session->control, FRAME_HELLO, answer, err);
+    conversation->background = json_u64(hello, "index", 0) > 0;
+    r = link_send_json(session->control, FRAME_HELLO, answer, err);
+    if (r == 0 && options->shares && !conversation->background)
+        r = send_lineages(conversation, err);
+    return r;
 }
 
 /* Waits until the hand-over is committed. */
@@ -200,10 +253,54 @@ static int release(struct conversation *conversation, struct err *err)
     return r < 0 ? r : link_drain(conversation->session.control, clock_now() + NSEC_PER_SEC, err);
 }
 
+static int tell_newer(struct conversation *conversation, const struct mail *mail, struct err *err)
+{
+    const struct lender *lender = conversation->lender;
+    _cleanup_free_ uint8_t *bits = NULL;
+    uint8_t head[WIRE_NEWER_SIZE];
+    struct wire_newer newer;
+    const uint8_t *none;
+    size_t size;
+    int r = wire_newer_decode(mail->payload, mail->frame.length, &newer, &none, &size, err);
+    if (r == 0 && (size > 0 || newer.disk >= lender->options.disk_count))
+        r = err_set(err, EPROTO, "what is newer on disk %u, with %zu bytes", newer.disk, size);
+    if (r < 0)
+        return r;
+    r = split_newer(lender->options.disks[newer.disk], newer.above, &bits, &size, err);
+    if (r < 0)
+        return r;
+    wire_newer_encode(&newer, head);
+    return link_send(conversation->session.control, FRAME_NEWER, head, sizeof head, bits, size, err);
+}
+
+static int serve(struct conversation *conversation, const struct mail *mail, struct err *err)
+{
+    bool shares = conversation->lender->options.shares;
+    int r = 0;
+    switch (mail->frame.type) {
+    case FRAME_FETCH:
+        if (conversation->background && !conversation->told_hot && !shares) {
+            conversation->told_hot = true; /* not earlier: only who fetches knows what to do with it */
+            r = send_hot(conversation, err);
+        }
+        return r < 0 ? r : answer(conversation, mail, err);
+    case FRAME_NEWER:
+        if (!shares)
+            return tell_newer(conversation, mail, err);
+        break;
+    case FRAME_RELEASE:
+        if (!shares)
+            return release(conversation, err);
+        break;
+    default:
+        break;
+    }
+    return err_set(err, EPROTO, "the borrower sent \"%s\"", frame_type_name(mail->frame.type));
+}
+
 static int converse(struct conversation *conversation, struct err *err)
 {
-    bool background = false, told_hot = false;
-    int r = greet(conversation, &background, err);
+    int r = greet(conversation, err);
     if (r == 0)
         r = wait_open(conversation->lender, err);
     while (r == 0) {
@@ -211,16 +308,7 @@ static int converse(struct conversation *conversation, struct err *err)
         r = session_next(&conversation->session, INT64_MAX / 2, &mail, err);
         if (r < 0)
             break;
-        if (mail->frame.type == FRAME_FETCH && background && !told_hot) {
-            told_hot = true; /* not earlier: only who fetches knows what to do with it */
-            r = send_hot(conversation, err);
-        }
-        if (r == 0 && mail->frame.type == FRAME_FETCH)
-            r = answer(conversation, mail, err);
-        else if (r == 0 && mail->frame.type == FRAME_RELEASE)
-            r = release(conversation, err);
-        else if (r == 0)
-            r = err_set(err, EPROTO, "the borrower sent \"%s\"", frame_type_name(mail->frame.type));
+        r = serve(conversation, mail, err);
         free(mail);
     }
     return r;

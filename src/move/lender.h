@@ -5,6 +5,9 @@
  * answers never change: a borrower that lost its connection, or this host its power, begins again where it
  * was.
  *
+ * A host that merely has a copy of an earlier state may *share* it in the same way: it says what its copy is,
+ * and answers for blocks that it has as of the generation that is asked for. Nobody depends on it.
+ *
  * One thread per connection, each with a session of its own; requests of one connection are answered in
  * order. The borrower opens two, so that what the guest waits for does not queue behind what nobody waits
  * for.
@@ -16,8 +19,9 @@
 
 struct lender;
 
-/* `disks` are borrowed and outlive the lender. `epoch`: the hand-over that they are lent for; `borrower`: the
- * only host that may ask. Nothing is answered before lender_open: the guest still runs here. */
+/* `disks` are borrowed and outlive the lender. `epoch`: the hand-over that they are lent for (`shares`: of no
+ * meaning); `borrower`: the only host that may ask. Nothing is answered before lender_open: the guest still
+ * runs here. */
 struct lender_options {
     const struct move_host *host;
     struct id vm;
@@ -25,6 +29,7 @@ struct lender_options {
     struct fingerprint borrower;
     struct disk *disks[VM_MAX_DISKS];
     size_t disk_count;
+    bool shares;
 };
 int lender_new(const struct lender_options *options, struct lender **ret, struct err *err);
 /* The hand-over is committed, the disks are frozen: requests are answered from here on. */

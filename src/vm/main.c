@@ -164,6 +164,8 @@ static int enter_mode(struct vm *vm, struct err *err)
         return vm_arrive(vm, err);
     case MODE_RESUME:
         return vm_resume(vm, err);
+    case MODE_SHARE:
+        return vm_share(vm, err);
     }
     return -EINVAL;
 }

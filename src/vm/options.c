@@ -16,6 +16,7 @@ const char options_help[] =
     "it\n"
     "  arrive FINGERPRINT [VM]    waits for the VM (its id, unless vm.json is there) to be moved here from "
     "that host\n"
+    "  share FINGERPRINT          lets that host fetch blocks from the old copy here, while it wants any\n"
     "  resume                     finds a QEMU that still runs, or finishes an interrupted move\n"
     "\n"
     "  --state-dir DIR    the host's state: key, certificate, images\n"
@@ -63,17 +64,18 @@ static const struct option long_options[] = {
 static int parse_mode(int count, char **words, struct vm_options *options, struct err *err)
 {
     static const char *const names[] = {
-        [MODE_START] = "start", [MODE_ARRIVE] = "arrive", [MODE_RESUME] = "resume"};
-    static_assert(ARRAY_SIZE(names) == MODE_RESUME + 1, "a name for each mode");
+        [MODE_START] = "start", [MODE_ARRIVE] = "arrive", [MODE_RESUME] = "resume", [MODE_SHARE] = "share"};
+    static_assert(ARRAY_SIZE(names) == MODE_SHARE + 1, "a name for each mode");
     size_t mode = 0;
     while (count > 0 && mode < ARRAY_SIZE(names) && strcmp(words[0], names[mode]) != 0)
         mode++;
     if (count == 0 || mode == ARRAY_SIZE(names))
-        return err_set(err, EINVAL, "the mode must be start, arrive or resume");
+        return err_set(err, EINVAL, "the mode must be start, arrive, share or resume");
     options->mode = (enum vm_mode)mode;
-    if (mode == MODE_ARRIVE) {
+    if (mode == MODE_ARRIVE || mode == MODE_SHARE) {
         if (count < 2 || count > 3 || fingerprint_parse(words[1], &options->source.fingerprint) < 0)
-            return err_set(err, EINVAL, "arrive needs the fingerprint of the source: 64 hex digits");
+            return err_set(err, EINVAL, "%s needs the fingerprint of the other host: 64 hex digits",
+                           words[0]);
         if (count == 3 && id_parse(words[2], &options->vm) < 0)
             return err_set(err, EINVAL, "\"%s\" is not the id of a VM: 32 hex digits", words[2]);
     } else if (count > 1) {

@@ -10,7 +10,7 @@
 
 #include <stdbool.h>
 
-enum vm_mode { MODE_START, MODE_ARRIVE, MODE_RESUME };
+enum vm_mode { MODE_START, MODE_ARRIVE, MODE_RESUME, MODE_SHARE };
 
 struct vm_options {
     const char *state_dir, *vm_dir, *run_dir, *host_name;
@@ -20,8 +20,8 @@ struct vm_options {
     bool faults;
     enum vm_mode mode;
     bool fork_old_copy;      /* start */
-    struct move_peer source; /* arrive: name is not known */
-    struct id vm;            /* arrive: zero when vm.json must say it */
+    struct move_peer source; /* arrive, share: name is not known */
+    struct id vm;            /* arrive, share: zero when vm.json must say it */
 };
 
 extern const char options_help[];

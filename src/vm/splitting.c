@@ -4,9 +4,14 @@
  * runs and `fetch` brings what is missing; there nothing runs and `lender` answers. Both sides' epoch records
  * say so durably ("borrowed", "lent"), so that whoever is started again goes on: the borrower until nothing
  * is missing and the lender has heard it, the lender until then.
+ *
+ * A third host may have an old copy and *share* it: its orai-vm is started for that alone, by its oraid,
+ * which ours asks when we say that we borrow. It may come and go; no record speaks of it.
  */
 #include "vm/vm.h"
 
+#include "base/clock.h"
+#include "base/json.h"
 #include "base/log.h"
 #include "base/macro.h"
 #include "disk/split.h"
@@ -15,6 +20,9 @@
 #include <errno.h>
 #include <stdio.h>
 #include <string.h>
+
+#define WISH_NSEC (20 * NSEC_PER_SEC)  /* hosts come back */
+#define SHARE_NSEC (15 * NSEC_PER_SEC) /* without a connection */
 
 /* --- here the guest runs -----------------------------------------------------------------------------------
  */
@@ -57,9 +65,49 @@ bool vm_is_split(const struct vm *vm)
     return vm->fetch && fetch_state(vm->fetch) == FETCH_RUNNING;
 }
 
+/* Who else has blocks only oraid can find out. */
+static void wish_for_hosts(struct vm *vm)
+{
+    int64_t now = clock_now();
+    if (fetch_state(vm->fetch) != FETCH_RUNNING || now < vm->next_wish || !control_watched(vm->control))
+        return;
+    vm->next_wish = now + WISH_NSEC;
+    control_tell(vm->control, json_pack("{s:s}", "event", "borrowing"));
+}
+
+static int read_host(const json_t *json, struct move_peer *ret, struct err *err)
+{
+    const char *name = json_str(json, "name", ""), *address = json_str(json, "address", "");
+    uint64_t port = json_u64(json, "port", 0);
+    if (!name[0] || !address[0] || port == 0 || port > UINT16_MAX ||
+        fingerprint_parse(json_str(json, "fingerprint", ""), &ret->fingerprint) < 0)
+        return err_set(err, EINVAL, "a host is named without name, address, port or fingerprint");
+    snprintf(ret->name, sizeof ret->name, "%s", name);
+    snprintf(ret->address, sizeof ret->address, "%s", address);
+    ret->port = (uint16_t)port;
+    return 0;
+}
+
+int vm_fetch_from(struct vm *vm, const json_t *request, struct err *err)
+{
+    size_t index;
+    json_t *host;
+    int r = 0;
+    if (!vm_is_split(vm))
+        return 0; /* all has come meanwhile */
+    json_array_foreach(json_object_get(request, "hosts"), index, host)
+    {
+        struct move_peer peer = {0};
+        if ((r = read_host(host, &peer, err)) < 0 || (r = fetch_share(vm->fetch, &peer, err)) < 0)
+            break;
+    }
+    return r;
+}
+
 static void check_fetch(struct vm *vm)
 {
     struct err err = ERR_NONE;
+    wish_for_hosts(vm);
     if (fetch_state(vm->fetch) != FETCH_RELEASED)
         return;
     struct epoch_record record = *epoch_get(vm->epoch);
@@ -75,9 +123,9 @@ static void check_fetch(struct vm *vm)
 /* --- here the disks are lent -------------------------------------------------------------------------------
  */
 
-int vm_lend_resume(struct vm *vm, struct err *err)
+/* For an orai-vm that has no guest: disks that nobody writes, and whoever answers for them. */
+static int open_lender(struct vm *vm, const struct fingerprint *borrower, bool shares, struct err *err)
 {
-    const struct epoch_record *record = epoch_get(vm->epoch);
     int r = vm_need_identity(vm, err);
     if (r == 0)
         r = machine_new(&vm->host.env, &vm->config, &vm->machine, err);
@@ -88,17 +136,38 @@ int vm_lend_resume(struct vm *vm, struct err *err)
     struct lender_options options = {
         .host = &vm->host,
         .vm = vm->id,
-        .epoch = record->epoch,
-        .borrower = record->peer.fingerprint,
+        .epoch = epoch_get(vm->epoch)->epoch,
+        .borrower = *borrower,
         .disk_count = machine_disk_count(vm->machine),
+        .shares = shares,
     };
     for (size_t i = 0; i < options.disk_count; i++)
         options.disks[i] = machine_disk(vm->machine, i);
     r = lender_new(&options, &vm->lender, err);
+    if (r == 0)
+        lender_open(vm->lender);
+    return r;
+}
+
+int vm_lend_resume(struct vm *vm, struct err *err)
+{
+    int r = open_lender(vm, &epoch_get(vm->epoch)->peer.fingerprint, false, err);
+    if (r == 0)
+        vm_lend(vm);
+    return r;
+}
+
+int vm_share(struct vm *vm, struct err *err)
+{
+    const struct epoch_record *record = epoch_get(vm->epoch);
+    if (record->role != EPOCH_REPLICA || record->lent)
+        return err_set(err, EBUSY, "%s is no mere copy here: this host holds it as %s", vm->config.name,
+                       record->lent ? "a lender" : epoch_role_name(record->role));
+    int r = open_lender(vm, &vm->options.source.fingerprint, true, err);
     if (r < 0)
         return r;
-    lender_open(vm->lender);
-    vm_lend(vm);
+    vm->share_until = clock_now() + SHARE_NSEC;
+    vm_set_state(vm, VM_REPLICA);
     return 0;
 }
 
@@ -120,13 +189,25 @@ int vm_stop_lending(struct vm *vm, struct err *err)
 {
     if (!vm->lender)
         return err_set(err, EINVAL, "%s lends nothing here", vm->config.name);
-    int r = note_released(vm, err);
+    int r = vm->share_until ? 0 : note_released(vm, err);
     if (r < 0)
         return r;
-    log_info("%s may still lack blocks that were lent here", epoch_get(vm->epoch)->peer.name);
+    if (!vm->share_until)
+        log_info("%s may still lack blocks that were lent here", epoch_get(vm->epoch)->peer.name);
     vm->reason[0] = '\0';
-    vm_end(vm, VM_REPLICA, "moved");
+    vm_end(vm, VM_REPLICA, vm->share_until ? "shared" : "moved");
     return 0;
+}
+
+static void check_share(struct vm *vm)
+{
+    struct lender_numbers numbers;
+    lender_numbers(vm->lender, &numbers);
+    int64_t now = clock_now();
+    if (numbers.connections > 0)
+        vm->share_until = now + SHARE_NSEC;
+    else if (now >= vm->share_until)
+        vm_end(vm, VM_REPLICA, "shared");
 }
 
 /* The borrower is told that we have heard it only when it is durable that nothing is lent. */
@@ -157,7 +238,9 @@ void vm_check_split(struct vm *vm)
         return;
     if (vm->fetch)
         check_fetch(vm);
-    if (vm->lender)
+    if (vm->lender && vm->share_until)
+        check_share(vm);
+    else if (vm->lender)
         check_lender(vm);
 }
 
@@ -167,13 +250,24 @@ void vm_end_split(struct vm *vm)
     lender_free(TAKE_PTR(vm->lender));
 }
 
-json_t *vm_lends(const struct vm *vm)
+static json_t *numbers_of(const struct vm *vm, const char *what, const char *who)
 {
     struct lender_numbers numbers;
-    if (!vm->lender)
-        return json_null();
     lender_numbers(vm->lender, &numbers);
-    return json_pack("{s:s, s:i, s:I, s:I}", "to", epoch_get(vm->epoch)->peer.name, "connections",
-                     (int)numbers.connections, "fetches", (json_int_t)numbers.fetches, "bytes",
-                     (json_int_t)numbers.bytes);
+    return json_pack("{s:s, s:i, s:I, s:I}", what, who, "connections", (int)numbers.connections, "fetches",
+                     (json_int_t)numbers.fetches, "bytes", (json_int_t)numbers.bytes);
+}
+
+json_t *vm_lends(const struct vm *vm)
+{
+    return vm->lender && !vm->share_until ? numbers_of(vm, "to", epoch_get(vm->epoch)->peer.name)
+                                          : json_null();
+}
+
+json_t *vm_shares(const struct vm *vm)
+{
+    char key[HASH_TEXT_SIZE];
+    if (!vm->lender || !vm->share_until)
+        return json_null();
+    return numbers_of(vm, "key", fingerprint_format(&vm->options.source.fingerprint, key));
 }

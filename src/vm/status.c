@@ -84,5 +84,6 @@ json_t *vm_status(struct vm *vm)
     json_object_set_new(json, "move", vm_move_status(vm));
     json_object_set_new(json, "borrows", vm->fetch ? fetch_status(vm->fetch) : json_null());
     json_object_set_new(json, "lends", vm_is_moving(vm) ? json_null() : vm_lends(vm));
+    json_object_set_new(json, "shares", vm_is_moving(vm) ? json_null() : vm_shares(vm));
     return json;
 }

@@ -22,6 +22,7 @@ enum verb {
     VERB_CANCEL = 1 << 7,
     VERB_RECOVER = 1 << 8,
     VERB_RELEASE = 1 << 9,
+    VERB_FETCH = 1 << 10,
     VERBS_ALWAYS = VERB_STATUS | VERB_WATCH, /* and "accept": another host asks what became of its move */
 };
 
@@ -31,8 +32,9 @@ static const struct {
     const char *hint;
 } allowed[] = {
     [VM_STARTING] = {VERBS_ALWAYS | VERB_KILL, "wait until it runs: orai status"},
-    [VM_RUNNING] = {VERBS_ALWAYS | VERB_STOP | VERB_KILL | VERB_PAUSE | VERB_MOVE, "see orai status"},
-    [VM_PAUSED] = {VERBS_ALWAYS | VERB_KILL | VERB_RESUME | VERB_MOVE, "see orai status"},
+    [VM_RUNNING] = {VERBS_ALWAYS | VERB_STOP | VERB_KILL | VERB_PAUSE | VERB_MOVE | VERB_FETCH,
+                    "see orai status"},
+    [VM_PAUSED] = {VERBS_ALWAYS | VERB_KILL | VERB_RESUME | VERB_MOVE | VERB_FETCH, "see orai status"},
     [VM_ARRIVING] = {VERBS_ALWAYS | VERB_KILL | VERB_CANCEL | VERB_RECOVER,
                      "wait for the move, or: orai cancel"},
     [VM_LEAVING] = {VERBS_ALWAYS | VERB_CANCEL | VERB_RECOVER, "wait for the move, or: orai cancel"},
@@ -116,6 +118,11 @@ static int do_release(struct vm *vm, const json_t *request, struct err *err)
     return vm_stop_lending(vm, err);
 }
 
+static int do_fetch(struct vm *vm, const json_t *request, struct err *err)
+{
+    return vm_fetch_from(vm, request, err);
+}
+
 static const struct {
     const char *name;
     enum verb verb;
@@ -126,6 +133,7 @@ static const struct {
     {"pause", VERB_PAUSE, do_pause},       {"resume", VERB_RESUME, do_resume},
     {"move", VERB_MOVE, do_move},          {"cancel", VERB_CANCEL, do_cancel},
     {"recover", VERB_RECOVER, do_recover}, {"release", VERB_RELEASE, do_release},
+    {"fetch", VERB_FETCH, do_fetch},
 };
 
 static int carry_out(struct vm *vm, const json_t *request, const char *name, enum verb *ret, struct err *err)

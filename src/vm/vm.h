@@ -73,7 +73,9 @@ struct vm {
     bool arrived; /* it was said that the guest is here */
     struct fetch
         *fetch; /* while the machine's disks lack something, or the lender has not heard that none do */
+    int64_t next_wish;     /* when other hosts that have blocks are to be looked for again */
     struct lender *lender; /* the guest left, and its disks are lent; then there is a machine without QEMU */
+    int64_t share_until;   /* the disks are only shared, and nobody wanted any by then; 0 = lent */
     struct events events;
     struct control *control;
 
@@ -141,6 +143,10 @@ int vm_need_identity(struct vm *vm, struct err *err);
 /* If the record says that blocks are borrowed. Before the guest runs. */
 int vm_start_fetch(struct vm *vm, struct err *err);
 int vm_lend_resume(struct vm *vm, struct err *err);
+/* The mode "share": an old copy here may help a VM that borrows. Ends when that wants nothing for a while. */
+int vm_share(struct vm *vm, struct err *err);
+/* {"hosts": [{"name","address","port","fingerprint"}]}: they share their copies with us. */
+int vm_fetch_from(struct vm *vm, const json_t *request, struct err *err);
 /* vm->lender is there: the state says so. */
 void vm_lend(struct vm *vm);
 /* For ever, whatever the borrower still lacks: a human says so, or the VM has gone on without us. */
@@ -150,6 +156,7 @@ bool vm_is_split(const struct vm *vm);
 void vm_check_split(struct vm *vm);
 void vm_end_split(struct vm *vm);
 json_t *vm_lends(const struct vm *vm);
+json_t *vm_shares(const struct vm *vm);
 
 /* --- io_pause.c --------------------------------------------------------------------------------------------
  */

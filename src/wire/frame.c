@@ -26,7 +26,7 @@ static const char *const type_names[] = {
     [FRAME_CANCEL] = "cancel",     [FRAME_MISSING] = "missing",   [FRAME_FETCH] = "fetch",
     [FRAME_FETCHED] = "fetched",   [FRAME_HOT] = "hot",           [FRAME_RELEASE] = "release",
     [FRAME_RELEASED] = "released", [FRAME_TAKEN] = "taken",       [FRAME_SUMS] = "sums",
-    [FRAME_DIFFER] = "differ",
+    [FRAME_DIFFER] = "differ",     [FRAME_NEWER] = "newer",
 };
 static_assert(sizeof type_names / sizeof *type_names == FRAME_TYPE_END, "a name for each type");
 
@@ -138,7 +138,8 @@ int wire_sums_decode(const uint8_t *payload, size_t size, struct wire_sums *ret,
         .count = get_le32(payload + 16),
         .ticket = get_le32(payload + 20),
     };
-    if (get_le16(payload + 2) || sums.count == 0 || sums.count > WIRE_RUN_MAX_BLOCKS || sums.block > UINT64_MAX / BLOCK - sums.count ||
+    if (get_le16(payload + 2) || sums.count == 0 || sums.count > WIRE_RUN_MAX_BLOCKS ||
+        sums.block > UINT64_MAX / BLOCK - sums.count ||
         size != WIRE_SUMS_SIZE + (size_t)sums.count * WIRE_SUM_SIZE)
         return err_set(err, EPROTO, "the sums of %u blocks at block %llu in %zu bytes", sums.count,
                        (unsigned long long)sums.block, size);
@@ -224,5 +225,23 @@ int wire_fetch_decode(const uint8_t *payload, size_t size, struct wire_fetch *re
         return err_set(err, EPROTO, "a request for %u blocks at block %llu", fetch.count,
                        (unsigned long long)fetch.block);
     *ret = fetch;
+    return 0;
+}
+
+void wire_newer_encode(const struct wire_newer *newer, uint8_t ret[WIRE_NEWER_SIZE])
+{
+    put_le16(ret, newer->disk);
+    put_le16(ret + 2, 0);
+    put_le32(ret + 4, newer->above);
+}
+
+int wire_newer_decode(const uint8_t *payload, size_t size, struct wire_newer *ret, const uint8_t **ret_bits,
+                      size_t *ret_size, struct err *err)
+{
+    if (size < WIRE_NEWER_SIZE || get_le16(payload + 2))
+        return err_set(err, EPROTO, "what is newer in %zu bytes", size);
+    *ret = (struct wire_newer){.disk = get_le16(payload), .above = get_le32(payload + 4)};
+    *ret_bits = payload + WIRE_NEWER_SIZE;
+    *ret_size = size - WIRE_NEWER_SIZE;
     return 0;
 }

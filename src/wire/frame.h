@@ -62,6 +62,7 @@ enum frame_type {
     FRAME_TAKEN,    /* u64: so many bytes of a lasting stream, or of its return path, has QEMU here */
     FRAME_SUMS,     /* struct wire_sums_v1, source -> destination: blocks that it may have in a donor */
     FRAME_DIFFER,   /* struct wire_differ_v1 back on the same connection: which of them it has not */
+    FRAME_NEWER, /* struct wire_newer_v1, borrower -> lender; back with bits (disk/split.h): where is it? */
     FRAME_TYPE_END
 };
 
@@ -166,3 +167,15 @@ struct wire_fetch {
 };
 void wire_fetch_encode(const struct wire_fetch *fetch, uint8_t ret[WIRE_FETCH_SIZE]);
 int wire_fetch_decode(const uint8_t *payload, size_t size, struct wire_fetch *ret, struct err *err);
+
+/* Which extents of a disk have blocks whose numbers are above `above`: the question alone, or with the bits
+ * that answer it.   0 disk u16   2 reserved u16   4 above u32   8 bits */
+#define WIRE_NEWER_SIZE 8
+struct wire_newer {
+    uint16_t disk;
+    uint32_t above;
+};
+void wire_newer_encode(const struct wire_newer *newer, uint8_t ret[WIRE_NEWER_SIZE]);
+/* *ret_bits points into `payload`. */
+int wire_newer_decode(const uint8_t *payload, size_t size, struct wire_newer *ret, const uint8_t **ret_bits,
+                      size_t *ret_size, struct err *err);

@@ -73,6 +73,19 @@ static void try_differ(const uint8_t *payload, size_t size)
     check(memcmp(again, payload, sizeof again) == 0);
 }
 
+static void try_newer(const uint8_t *payload, size_t size)
+{
+    struct wire_newer newer;
+    const uint8_t *bits;
+    size_t bits_size;
+    uint8_t again[WIRE_NEWER_SIZE];
+    if (wire_newer_decode(payload, size, &newer, &bits, &bits_size, NULL) < 0)
+        return;
+    check(bits + bits_size == payload + size);
+    wire_newer_encode(&newer, again);
+    check(memcmp(again, payload, sizeof again) == 0);
+}
+
 static void try_fetch(const uint8_t *payload, size_t size)
 {
     struct wire_fetch fetch;
@@ -114,5 +127,6 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
         try_sums(payload, length);
     else if (frame.type == FRAME_DIFFER)
         try_differ(payload, length);
+    try_newer(payload, length);
     return 0;
 }

@@ -737,6 +737,23 @@ def test_two_copies_are_compared_by_hashes(peers):
     assert a.ask("POST", "/v1/vms/web1/hashes", wanted).status == 403  # peers only
 
 
+def test_an_old_copy_is_shared_with_a_peer_that_asks(peers):
+    a, b = peers
+    make_vm(a)
+    wanted = {"vm": a.ask("GET", "/v1/vms/web1").ok()["id"]}
+    owner = ask(b.as_peer(a), "POST", "/v1/vms/web1/share", wanted)
+    assert owner.status == 409 and "no copy that can be shared" in owner.error["text"]
+    a.ask("POST", "/v1/vms/web1/start").ok()
+    a.do("POST", "/v1/vms/web1/move", {"to": "b"})
+    assert ask(b.as_peer(a), "POST", "/v1/vms/web1/share", {"vm": "0" * 31 + "1"}).status == 404
+    assert a.ask("POST", "/v1/vms/web1/share", wanted).status == 403  # peers only
+    for _ in range(2):  # asked again, it still does
+        assert ask(b.as_peer(a), "POST", "/v1/vms/web1/share", wanted).ok() == {"ok": True}
+        assert a.ask("GET", "/v1/vms/web1").ok()["shares"] == {"to": "b", "connections": 0, "fetches": 0, "bytes": 0}
+    b.do("POST", "/v1/vms/web1/move", {"to": "a"})  # whoever comes back needs the copy more
+    assert a.ask("GET", "/v1/vms/web1").ok()["shares"] is None
+
+
 def test_moves_that_cannot_be_are_refused(peers):
     a, b = peers
     make_vm(a)

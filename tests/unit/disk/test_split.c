@@ -736,6 +736,12 @@ static void test_extents_double_until_they_are_few_enough(void **state)
     assert_int_equal(split_extent_blocks(most + 1), 512);
     assert_int_equal(split_extent_blocks(INT64_MAX / DISK_BLOCK) % 256, 0);
     assert_true(split_extents(INT64_MAX / DISK_BLOCK) <= SPLIT_MAX_EXTENTS);
+    assert_int_equal(split_grain_blocks(SPLIT_MAX_GRAINS), 1);
+    assert_int_equal(split_newer_size(SPLIT_MAX_GRAINS), SPLIT_MAX_GRAINS / 8);
+    assert_int_equal(split_grain_blocks(SPLIT_MAX_GRAINS + 1), 2);
+    assert_int_equal(split_newer_size(SPLIT_MAX_GRAINS + 1), SPLIT_MAX_GRAINS / 16 + 1);
+    assert_int_equal(split_newer_size(9), 2);
+    assert_true(split_newer_size(INT64_MAX / DISK_BLOCK) <= SPLIT_MAX_GRAINS / 8);
 }
 
 static void test_a_picture_shows_what_the_destination_lacks(void **state)
@@ -760,6 +766,14 @@ static void test_a_picture_shows_what_the_destination_lacks(void **state)
     assert_int_equal(bits[0], 1U << 2 | 1U << 5 | 1U << 6);
     assert_int_equal(bits[1], 0);
     assert_int_equal(blocks, 30);
+    free(bits);
+    assert_ok(split_newer(disk, numbers[1], &bits, &size, &err)); /* the last write too */
+    assert_int_equal(size, SPLIT_BLOCKS / 8 + 1);
+    for (uint64_t block = 0; block < SPLIT_BLOCKS; block++) {
+        bool newer = (block % EXTENT < 10 && (block / EXTENT == 2 || block / EXTENT == 6)) ||
+                     block == SPLIT_BLOCKS - 1;
+        assert_int_equal(bits[block / 8] >> block % 8 & 1, newer);
+    }
     free(bits);
     close_disk(disk);
 }

@@ -34,6 +34,7 @@ static void missing(unsigned extents)
 {
     disk = split_disk(in_folder("d"), extents);
     assert_ok(fetch_order_new(&disk, 1, &order, &err));
+    fetch_order_join(order, FETCH_LENDER);
 }
 
 /* The next request, which there must be. */
@@ -42,7 +43,7 @@ static struct wire_fetch next(bool urgent)
     struct wire_fetch fetch = {0};
     int64_t again;
     bool is_urgent;
-    assert_true(fetch_order_next(order, now, &fetch, &is_urgent, &again));
+    assert_true(fetch_order_next(order, FETCH_LENDER, now, &fetch, &is_urgent, &again));
     assert_int_equal(is_urgent, urgent);
     return fetch;
 }
@@ -52,14 +53,14 @@ static bool nothing_next(void)
     struct wire_fetch fetch;
     int64_t again;
     bool urgent;
-    return !fetch_order_next(order, now, &fetch, &urgent, &again);
+    return !fetch_order_next(order, FETCH_LENDER, now, &fetch, &urgent, &again);
 }
 
 /* It comes, and is here. */
 static void answer(const struct wire_fetch *asked)
 {
     fetch(disk, asked->block, asked->count);
-    assert_true(fetch_order_answered(order, asked, asked->count * DISK_BLOCK, now));
+    assert_true(fetch_order_answered(order, FETCH_LENDER, asked, asked->count * DISK_BLOCK, now));
 }
 
 static void assert_asks(const struct wire_fetch *asked, uint64_t block, uint32_t count)
@@ -130,7 +131,7 @@ static void test_what_is_under_way_is_not_asked_for_again(void **state)
     struct wire_fetch more;
     int64_t again;
     bool urgent = true;
-    if (fetch_order_next(order, now, &more, &urgent, &again))
+    if (fetch_order_next(order, FETCH_LENDER, now, &more, &urgent, &again))
         assert_false(urgent);
 }
 
@@ -139,12 +140,12 @@ static void test_an_answer_that_was_not_asked_for_is_noticed(void **state)
     missing(ALL);
     struct wire_fetch asked = next(false), other = asked;
     other.serial++;
-    assert_false(fetch_order_answered(order, &other, 0, now));
+    assert_false(fetch_order_answered(order, FETCH_LENDER, &other, 0, now));
     other = asked;
     other.count++;
-    assert_false(fetch_order_answered(order, &other, 0, now));
-    assert_true(fetch_order_answered(order, &asked, 0, now));
-    assert_false(fetch_order_answered(order, &asked, 0, now));
+    assert_false(fetch_order_answered(order, FETCH_LENDER, &other, 0, now));
+    assert_true(fetch_order_answered(order, FETCH_LENDER, &asked, 0, now));
+    assert_false(fetch_order_answered(order, FETCH_LENDER, &asked, 0, now));
 }
 
 static void test_hot_extents_come_before_the_others_hottest_first(void **state)
@@ -205,7 +206,7 @@ static uint64_t fill_path(struct wire_fetch *asked, size_t *ret_count)
     bool urgent;
     uint64_t bytes = 0;
     *ret_count = 0;
-    while (fetch_order_next(order, now, &asked[*ret_count], &urgent, &again)) {
+    while (fetch_order_next(order, FETCH_LENDER, now, &asked[*ret_count], &urgent, &again)) {
         bytes += asked[*ret_count].count * DISK_BLOCK;
         ++*ret_count;
     }
@@ -223,7 +224,8 @@ static void test_a_long_path_is_filled_more_and_more(void **state)
     for (int round = 0; round < 12; round++) {
         now += 20 * MSEC;
         for (size_t i = 0; i < count; i++) /* the disk stays as it is: only the path is looked at */
-            assert_true(fetch_order_answered(order, &asked[i], asked[i].count * DISK_BLOCK, now));
+            assert_true(
+                fetch_order_answered(order, FETCH_LENDER, &asked[i], asked[i].count * DISK_BLOCK, now));
         last = fill_path(asked, &count);
     }
     assert_true(last > first);
@@ -234,14 +236,219 @@ static void test_lost_connections_lose_nothing(void **state)
 {
     missing(1U << 1);
     struct wire_fetch before = next(false);
-    fetch_order_reset(order);
-    assert_false(fetch_order_answered(order, &before, 0, now));
+    fetch_order_leave(order, FETCH_LENDER);
+    assert_true(nothing_next());
+    fetch_order_join(order, FETCH_LENDER);
+    assert_false(fetch_order_answered(order, FETCH_LENDER, &before, 0, now));
     while (disk_missing(disk) > 0) {
         struct wire_fetch asked = next(false);
         answer(&asked);
     }
     assert_true(fetch_order_done(order));
 }
+
+static void test_what_somebody_waits_for_is_asked_for_again_when_the_connection_is_lost(void **state)
+{
+    missing(ALL);
+    fetch_order_demand(order, 0, 1000, 1);
+    next(true);
+    fetch_order_leave(order, FETCH_LENDER);
+    fetch_order_join(order, FETCH_LENDER);
+    struct wire_fetch asked = next(true);
+    assert_asks(&asked, 1000, 1);
+}
+
+/* --- several holders -------------------------------------------------------------------------------------
+ */
+
+enum { SHARER = 3 };
+
+/* It has what it was at generation 4; of the extents in `newer` the lender has something newer. */
+static void share(unsigned newer)
+{
+    uint8_t bits[(SPLIT_BLOCKS + 7) / 8] = {0};
+    for (uint64_t block = 0; block < SPLIT_BLOCKS; block++)
+        if (newer >> block / EXTENT & 1)
+            bits[block / 8] |= (uint8_t)(1U << block % 8);
+    assert_int_equal(fetch_order_share(order, SHARER, 0, 4, bits), 0);
+    fetch_order_join(order, SHARER);
+}
+
+static bool next_of(unsigned holder, struct wire_fetch *ret, bool *ret_urgent)
+{
+    int64_t again;
+    return fetch_order_next(order, holder, now, ret, ret_urgent, &again);
+}
+
+static void answer_of(unsigned holder, const struct wire_fetch *asked)
+{
+    fetch(disk, asked->block, asked->count);
+    assert_true(fetch_order_answered(order, holder, asked, asked->count * DISK_BLOCK, now));
+}
+
+static void test_a_holder_is_asked_only_for_what_it_shares(void **state)
+{
+    struct wire_fetch asked;
+    bool urgent;
+    missing(ALL);
+    assert_false(next_of(SHARER, &asked, &urgent)); /* not there */
+    share(ALL & ~(1U << 2 | 1U << 8));
+    unsigned count = 0;
+    for (; next_of(SHARER, &asked, &urgent); count++) {
+        assert_false(urgent);
+        assert_true(asked.block / EXTENT == 2 || asked.block / EXTENT == 8);
+        assert_int_equal(asked.above, 0); /* the copy here is of nothing */
+        assert_int_equal(asked.upto, 4);
+        answer_of(SHARER, &asked);
+    }
+    assert_int_equal(count, EXTENT / FETCH_REST_BLOCKS + 1);
+    assert_int_equal(disk_missing(disk), 7 * EXTENT);
+    struct wire_fetch wrong = next(false);
+    assert_false(fetch_order_answered(order, SHARER, &wrong, 0, now)); /* it was the lender who was asked */
+    answer(&wrong);
+}
+
+static void test_single_newer_blocks_are_left_out(void **state)
+{
+    uint8_t bits[(SPLIT_BLOCKS + 7) / 8] = {0};
+    struct wire_fetch asked;
+    bool urgent;
+    bits[0] = 1U << 3 | 1U << 4;
+    missing(1U << 0);
+    assert_int_equal(fetch_order_share(order, SHARER, 0, 4, bits), 0);
+    fetch_order_join(order, SHARER);
+    assert_true(next_of(SHARER, &asked, &urgent));
+    assert_asks(&asked, 0, 3);
+    assert_true(next_of(SHARER, &asked, &urgent));
+    assert_asks(&asked, 5, FETCH_REST_BLOCKS);
+    asked = next(false);
+    assert_asks(&asked, 3, 2);
+}
+
+static void test_runs_must_be_part_of_what_was_asked(void **state)
+{
+    missing(ALL);
+    share(1U << 0);
+    struct wire_fetch asked;
+    bool urgent;
+    assert_true(next_of(SHARER, &asked, &urgent));
+    struct disk_run run = {.block = asked.block, .count = asked.count, .generation = 4};
+    assert_true(fetch_order_expects(order, SHARER, 0, &run));
+    assert_false(fetch_order_expects(order, FETCH_LENDER, 0, &run));
+    assert_false(fetch_order_expects(order, SHARER, 1, &run));
+    run.generation = 5; /* newer than its copy is */
+    assert_false(fetch_order_expects(order, SHARER, 0, &run));
+    run.generation = 4;
+    run.count++;
+    assert_false(fetch_order_expects(order, SHARER, 0, &run));
+    run = (struct disk_run){.block = 0, .count = 1, .generation = 4};
+    assert_false(fetch_order_expects(order, SHARER, 0, &run));
+}
+
+static void test_a_holder_with_a_copy_no_newer_than_ours_is_not_asked(void **state)
+{
+    const uint8_t bits[(SPLIT_BLOCKS + 7) / 8] = {0};
+    struct wire_fetch asked;
+    bool urgent;
+    missing(ALL);
+    assert_int_equal(fetch_order_share(order, SHARER, 0, 0, bits), 0);
+    fetch_order_join(order, SHARER);
+    assert_false(next_of(SHARER, &asked, &urgent));
+}
+
+static void test_the_lender_begins_with_what_only_it_has(void **state)
+{
+    missing(ALL);
+    share(1U << 4);
+    for (uint64_t block = 4 * EXTENT; block < 5 * EXTENT; block += FETCH_REST_BLOCKS) {
+        struct wire_fetch asked = next(false);
+        assert_asks(&asked, block, FETCH_REST_BLOCKS);
+        answer(&asked);
+    }
+    struct wire_fetch asked = next(false); /* then it helps with the others */
+    assert_int_equal(asked.block / EXTENT, 5);
+}
+
+static void test_no_block_is_asked_of_two(void **state)
+{
+    bool seen[SPLIT_BLOCKS] = {0};
+    missing(ALL);
+    share(0);
+    for (unsigned turn = 0; disk_missing(disk) > 0; turn++) {
+        unsigned holder = turn % 3 ? FETCH_LENDER : (unsigned)SHARER;
+        struct wire_fetch asked;
+        bool urgent;
+        assert_true(next_of(holder, &asked, &urgent));
+        for (uint64_t i = 0; i < asked.count; i++) {
+            assert_false(seen[asked.block + i]);
+            seen[asked.block + i] = true;
+        }
+        answer_of(holder, &asked);
+    }
+    assert_true(fetch_order_done(order));
+}
+
+/* Both have the block; whoever answered faster so far is asked. */
+static void test_what_somebody_waits_for_is_asked_of_the_quickest(void **state)
+{
+    struct wire_fetch slow, quick, asked;
+    bool urgent;
+    missing(ALL);
+    share(1U << 1);
+    assert_true(next_of(FETCH_LENDER, &slow, &urgent));
+    assert_true(next_of(SHARER, &quick, &urgent));
+    now += MSEC;
+    answer_of(SHARER, &quick);
+    now += 9 * MSEC;
+    answer_of(FETCH_LENDER, &slow);
+    fetch_order_demand(order, 0, 1000, 1);
+    assert_true(!next_of(FETCH_LENDER, &asked, &urgent) || !urgent);
+    assert_true(next_of(SHARER, &asked, &urgent) && urgent);
+    assert_asks(&asked, 1000, 1);
+    answer_of(SHARER, &asked);
+    fetch_order_demand(order, 0, EXTENT + 200, 1); /* this the lender alone has */
+    assert_true(!next_of(SHARER, &asked, &urgent) || !urgent);
+    assert_true(next_of(FETCH_LENDER, &asked, &urgent) && urgent);
+    assert_asks(&asked, EXTENT + 200, 1);
+}
+
+static void test_without_the_lender_the_others_go_on(void **state)
+{
+    struct wire_fetch asked;
+    bool urgent;
+    missing(ALL);
+    share(ALL & ~(1U << 2));
+    fetch_order_leave(order, FETCH_LENDER);
+    fetch_order_demand(order, 0, 2 * EXTENT + 9, 1);
+    assert_true(next_of(SHARER, &asked, &urgent) && urgent);
+    assert_asks(&asked, 2 * EXTENT + 9, 1);
+}
+
+static void test_what_was_asked_of_a_holder_that_left_is_asked_of_the_lender(void **state)
+{
+    struct wire_fetch asked, other;
+    bool urgent;
+    missing(1U << 2);
+    share(0);
+    assert_true(next_of(SHARER, &asked, &urgent));
+    fetch_order_leave(order, FETCH_LENDER);
+    fetch_order_demand(order, 0, asked.block, 1);
+    assert_true(!next_of(SHARER, &other, &urgent) || !urgent); /* it comes anyway */
+    fetch_order_leave(order, SHARER);
+    fetch_order_join(order, FETCH_LENDER);
+    other = next(true);
+    assert_asks(&other, asked.block, 1);
+    assert_false(fetch_order_answered(order, SHARER, &asked, 0, now));
+    answer(&other);
+    while (disk_missing(disk) > 0) {
+        other = next(false);
+        answer(&other);
+    }
+    assert_true(fetch_order_done(order));
+}
+
+/* --- the end ---------------------------------------------------------------------------------------------
+ */
 
 static void test_it_is_done_when_nothing_is_missing_nor_under_way(void **state)
 {
@@ -251,7 +458,7 @@ static void test_it_is_done_when_nothing_is_missing_nor_under_way(void **state)
     assert_asks(&asked, SPLIT_BLOCKS - 1, 1);
     fetch(disk, asked.block, asked.count);
     assert_false(fetch_order_done(order));
-    assert_true(fetch_order_answered(order, &asked, 512, now));
+    assert_true(fetch_order_answered(order, FETCH_LENDER, &asked, 512, now));
     assert_true(fetch_order_done(order));
 }
 
@@ -271,6 +478,16 @@ int main(void)
         TEST(test_random_reads_are_not_read_ahead_of),
         TEST(test_a_long_path_is_filled_more_and_more),
         TEST(test_lost_connections_lose_nothing),
+        TEST(test_what_somebody_waits_for_is_asked_for_again_when_the_connection_is_lost),
+        TEST(test_a_holder_is_asked_only_for_what_it_shares),
+        TEST(test_single_newer_blocks_are_left_out),
+        TEST(test_runs_must_be_part_of_what_was_asked),
+        TEST(test_a_holder_with_a_copy_no_newer_than_ours_is_not_asked),
+        TEST(test_the_lender_begins_with_what_only_it_has),
+        TEST(test_no_block_is_asked_of_two),
+        TEST(test_what_somebody_waits_for_is_asked_of_the_quickest),
+        TEST(test_without_the_lender_the_others_go_on),
+        TEST(test_what_was_asked_of_a_holder_that_left_is_asked_of_the_lender),
         TEST(test_it_is_done_when_nothing_is_missing_nor_under_way),
     };
     return cmocka_run_group_tests_name("fetch_order", tests, NULL, NULL);

@@ -409,6 +409,25 @@ static void test_sums_and_their_answer_come_back(void **state)
     assert_int_equal(wire_differ_decode(answer, sizeof answer, &differ, NULL), -EPROTO);
 }
 
+static void test_what_is_newer_comes_back_as_it_was(void **state)
+{
+    uint8_t bytes[WIRE_NEWER_SIZE + 3] = {0};
+    struct wire_newer newer;
+    const uint8_t *bits;
+    size_t size;
+    wire_newer_encode(&(struct wire_newer){.disk = 3, .above = 4711}, bytes);
+    assert_int_equal(wire_newer_decode(bytes, WIRE_NEWER_SIZE, &newer, &bits, &size, NULL), 0);
+    assert_int_equal(newer.disk, 3);
+    assert_int_equal(newer.above, 4711);
+    assert_int_equal(size, 0);
+    assert_int_equal(wire_newer_decode(bytes, sizeof bytes, &newer, &bits, &size, NULL), 0);
+    assert_int_equal(size, 3);
+    assert_ptr_equal(bits, bytes + WIRE_NEWER_SIZE);
+    assert_int_equal(wire_newer_decode(bytes, WIRE_NEWER_SIZE - 1, &newer, &bits, &size, NULL), -EPROTO);
+    bytes[2] = 1;
+    assert_int_equal(wire_newer_decode(bytes, sizeof bytes, &newer, &bits, &size, NULL), -EPROTO);
+}
+
 static void test_sums_that_make_no_sense_are_refused(void **state)
 {
     uint8_t bytes[WIRE_SUMS_SIZE + (WIRE_RUN_MAX_BLOCKS + 1) * WIRE_SUM_SIZE] = {0};
@@ -430,7 +449,8 @@ static void test_sums_that_make_no_sense_are_refused(void **state)
         if (size != WIRE_SUMS_SIZE + 2 * WIRE_SUM_SIZE)
             assert_int_equal(wire_sums_decode(bytes, size, &sums, &each, NULL), -EPROTO);
     bytes[2] = 1;
-    assert_int_equal(wire_sums_decode(bytes, WIRE_SUMS_SIZE + 2 * WIRE_SUM_SIZE, &sums, &each, NULL), -EPROTO);
+    assert_int_equal(wire_sums_decode(bytes, WIRE_SUMS_SIZE + 2 * WIRE_SUM_SIZE, &sums, &each, NULL),
+                     -EPROTO);
     assert_int_equal(sums.disk, 1);
     assert_null(each);
 }
@@ -440,6 +460,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_a_header_comes_back),
         cmocka_unit_test(test_sums_and_their_answer_come_back),
+        cmocka_unit_test(test_what_is_newer_comes_back_as_it_was),
         cmocka_unit_test(test_sums_that_make_no_sense_are_refused),
         cmocka_unit_test(test_the_header_has_the_documented_bytes),
         cmocka_unit_test(test_numbers_of_the_types_never_change),
