@@ -2,6 +2,7 @@
 """Moves in which the guest is there before its disk: stories of disks that are split between two hosts."""
 
 import json
+import os
 import time
 
 import pytest
@@ -155,6 +156,28 @@ def test_moving_on_waits_until_the_disk_is_whole(split):
     assert lab.where(guest.name) == {"a": "replica", "b": "replica", "c": "running"}
     guest.check_alive()
     check_whole(guest, lab.c)
+
+
+@pytest.mark.long
+def test_auto_sends_a_large_disk_for_a_while_and_lets_the_rest_follow(labs, guests, tmp_path):
+    lab = labs("a", "b", rate=SLOW)
+    image = tmp_path / "big.raw"
+    with open(image, "wb") as file:
+        for _ in range(400):
+            file.write(os.urandom(MIB))
+    lab.a.orai("image", "add", "big", image)
+    guest = guests(lab, lab.a, image="big", disk="420M", rate=20)
+    result = lab.a.orai("move", guest.name, "b", json=True)
+    assert any("mode hybrid" in note for note in result["notes"])
+    assert 20 * MIB < result["disk_bytes"] < 250 * MIB, "as much as goes in 20 s"
+    assert result["disk_later_bytes"] < 405 * MIB - result["disk_bytes"], "what went before does not go again"
+    assert borrows(lab.b, guest)["missing_bytes"] > 100 * MIB
+    for host in lab.hosts.values():
+        host.link.limit(FAST)
+    whole(lab.b, guest, lab.a)
+    guest.quiet()
+    check_whole(guest, lab.b)
+    assert lab.b.orai("disk", "verify", guest.name, "--against", "a", json=True)["equal"]
 
 
 @pytest.mark.long
