@@ -5,6 +5,7 @@
  *   arrival.c           the object, its thread, what others may ask of it
  *   arrival_links.c     its connections: greeting, who is who, where frames go
  *   arrival_prepare.c   checks and reserves; builds the disks on their bases; starts QEMU with -incoming
+ *   arrival_files.c     kernel and initrd
  *   arrival_transfer.c  blocks to the disks, the stream to QEMU, marks and claims; "ready"
  *   arrival_donor.c     what is found in a donor is not sent
  *   arrival_split.c     what a post-copy move does otherwise
@@ -129,6 +130,27 @@ uint32_t arrival_marked(struct arrival *arrival);
 int arrival_claim(struct arrival *arrival, const struct mail *mail, struct err *err);
 /* Makes the kept claims up to the mark `sequence` the disks' own. */
 int arrival_apply_claims(struct arrival *arrival, uint32_t sequence, struct err *err);
+/* arrival_files.c: kernel and initrd. */
+#define ARRIVAL_FILES 2
+struct arrival_file {
+    const char *name;
+    uint64_t size, received;
+    char hash[HASH_TEXT_SIZE];
+    bool wanted; /* it does not lie here already */
+    int fd;      /* of NAME.new, or -1 */
+};
+/* Which of those that "prepare" announces are wanted; their numbers into *ret_wanted. */
+int arrival_look_at_files(const struct arrival *arrival, const json_t *prepare,
+                          struct arrival_file files[ARRIVAL_FILES], json_t *ret_wanted, struct err *err);
+int arrival_open_files(const struct arrival *arrival, struct arrival_file files[ARRIVAL_FILES],
+                       struct err *err);
+/* A piece; in order. */
+int arrival_take_file(struct arrival_file files[ARRIVAL_FILES], const struct mail *mail, struct err *err);
+bool arrival_files_complete(const struct arrival_file files[ARRIVAL_FILES]);
+/* Checks them, and gives them their names, durably. */
+int arrival_finish_files(const struct arrival *arrival, struct arrival_file files[ARRIVAL_FILES],
+                         struct err *err);
+void arrival_close_files(struct arrival_file files[ARRIVAL_FILES]);
 /* arrival_links.c: no connection from here on; joins those that there are. */
 void arrival_close_links(struct arrival *arrival);
 /* arrival_split.c: what a post-copy move does otherwise. */

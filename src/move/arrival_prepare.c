@@ -8,28 +8,17 @@
  */
 #include "base/clock.h"
 #include "base/endian.h"
-#include "base/file.h"
 #include "base/json.h"
 #include "base/log.h"
 #include "base/macro.h"
 #include "move/arrival.h"
 
 #include <errno.h>
-#include <fcntl.h>
 #include <limits.h>
 #include <string.h>
-#include <xxhash.h>
 
 #define CONNECT_NS (30 * NSEC_PER_SEC)
 #define FORK_BATCH 4096
-
-struct incoming_file {
-    const char *name;
-    uint64_t size, received;
-    char hash[HASH_TEXT_SIZE];
-    bool wanted;
-    int fd;
-};
 
 const char *arrival_disk_image(const struct arrival *arrival, size_t i, char path[PATH_MAX])
 {
@@ -82,42 +71,6 @@ static int send_lineage(struct arrival *arrival, size_t i, const struct lineage 
         return err_set(err, ENOMEM, "out of memory");
     wire_claim_encode(&(struct wire_claim){.disk = (uint16_t)i}, head);
     return link_send(arrival->session.control, FRAME_LINEAGE, head, sizeof head, bytes, size, err);
-}
-
-/* Which of the travelling files we lack; the same content under the same name is kept. */
-static int look_at_files(const struct arrival *arrival, const json_t *prepare, struct incoming_file files[2],
-                         json_t *ret_wanted, struct err *err)
-{
-    json_t *list = NULL;
-    const char *hash = NULL;
-    const char *names[2] = {arrival->config.kernel, arrival->config.initrd};
-    int r = json_get_array(prepare, "files", "prepare", &list, err);
-    for (size_t i = 0; r == 0 && i < 2; i++) {
-        json_t *entry = json_array_get(list, i);
-        files[i] = (struct incoming_file){.name = names[i], .fd = -1};
-        if (!names[i][0])
-            continue;
-        r = json_get_u64(entry, "size", "file", &files[i].size, err);
-        if (r == 0)
-            r = json_get_string(entry, "hash", "file", &hash, err);
-        if (r < 0 || files[i].size > (512U << 20))
-            return err_set(err, EPROTO, "the source announced a strange file %s", names[i]);
-        snprintf(files[i].hash, sizeof files[i].hash, "%s", hash);
-
-        char path[PATH_MAX], ours[HASH_TEXT_SIZE] = "";
-        _cleanup_free_ void *data = NULL;
-        size_t size;
-        snprintf(path, sizeof path, "%s/%s", arrival->host->env.vm_dir, names[i]);
-        if (file_load(path, 512U << 20, &data, &size, NULL) == 0) {
-            XXH128_canonical_t digest;
-            XXH128_canonicalFromHash(&digest, XXH3_128bits(data, size));
-            hex_format(digest.digest, sizeof digest.digest, ours);
-        }
-        files[i].wanted = strcmp(ours, files[i].hash) != 0;
-        if (files[i].wanted)
-            json_array_append_new(ret_wanted, json_integer((json_int_t)i));
-    }
-    return r;
 }
 
 static int send_prepared(struct arrival *arrival, json_t *wanted, struct err *err)
@@ -216,68 +169,12 @@ static int build_disks(struct arrival *arrival, const json_t *list, bool dry_run
     return 0;
 }
 
-/* --- files -----------------------------------------------------------------------------------------------
- */
-
-static int open_file(const struct arrival *arrival, struct incoming_file *file, struct err *err)
-{
-    char path[PATH_MAX];
-    snprintf(path, sizeof path, "%s/%s.new", arrival->host->env.vm_dir, file->name);
-    file->fd = open(path, O_RDWR | O_CREAT | O_TRUNC | O_CLOEXEC, 0600);
-    return file->fd < 0 ? err_sys(err, errno, "cannot create %s", path) : 0;
-}
-
-static int take_file(struct incoming_file files[2], const struct mail *mail, struct err *err)
-{
-    if (mail->frame.length < 10 || get_le16(mail->payload) > 1)
-        return err_set(err, EPROTO, "a piece of an unknown file");
-    struct incoming_file *file = &files[get_le16(mail->payload)];
-    size_t size = mail->frame.length - 10;
-    if (!file->wanted || get_le64(mail->payload + 2) != file->received || size > file->size - file->received)
-        return err_set(err, EPROTO, "a piece of the file \"%s\" that was not asked for", file->name);
-    int r = file_write_full(file->fd, mail->payload + 10, size);
-    if (r < 0)
-        return err_sys(err, r, "cannot write the file \"%s\"", file->name);
-    file->received += size;
-    return 0;
-}
-
-static int finish_file(const struct arrival *arrival, struct incoming_file *file, struct err *err)
-{
-    char path[PATH_MAX], new[PATH_MAX + 8], hash[HASH_TEXT_SIZE];
-    _cleanup_free_ void *data = NULL;
-    size_t size;
-    snprintf(path, sizeof path, "%s/%s", arrival->host->env.vm_dir, file->name);
-    snprintf(new, sizeof new, "%s.new", path);
-    if (fsync(file->fd) < 0)
-        return err_sys(err, errno, "cannot write %s durably", new);
-    int r = file_load(new, 512U << 20, &data, &size, err);
-    if (r < 0)
-        return r;
-    XXH128_canonical_t digest;
-    XXH128_canonicalFromHash(&digest, XXH3_128bits(data, size));
-    if (strcmp(hex_format(digest.digest, sizeof digest.digest, hash), file->hash) != 0)
-        return err_set(err, EBADMSG, "the file \"%s\" arrived damaged", file->name);
-    if (rename(new, path) < 0) /* NOLINT(readability-suspicious-call-argument): it becomes the old one */
-        return err_sys(err, errno, "cannot rename %s", new);
-    return file_sync_parent(path, err);
-}
-
-static bool all_received(const struct incoming_file files[2])
-{
-    return (!files[0].wanted || files[0].received == files[0].size) &&
-           (!files[1].wanted || files[1].received == files[1].size);
-}
-
 /* The first claims and the files come in any order; both must be there before anything is opened. */
-static int receive_files(struct arrival *arrival, struct incoming_file files[2], unsigned claims,
+static int receive_files(struct arrival *arrival, struct arrival_file files[ARRIVAL_FILES], unsigned claims,
                          struct err *err)
 {
-    int r = 0;
-    for (int i = 0; r == 0 && i < 2; i++)
-        if (files[i].wanted)
-            r = open_file(arrival, &files[i], err);
-    while (r == 0 && (claims || !all_received(files))) {
+    int r = arrival_open_files(arrival, files, err);
+    while (r == 0 && (claims || !arrival_files_complete(files))) {
         struct mail *mail;
         r = session_next(&arrival->session, clock_now() + MOVE_ANSWER_MS * NSEC_PER_MSEC, &mail, err);
         if (r == -EAGAIN)
@@ -288,17 +185,14 @@ static int receive_files(struct arrival *arrival, struct incoming_file files[2],
             claims--;
             r = arrival_claim(arrival, mail, err);
         } else if (mail->frame.type == FRAME_FILE) {
-            r = take_file(files, mail, err);
+            r = arrival_take_file(files, mail, err);
         } else {
             r = err_set(err, EPROTO, "the source sent \"%s\" while preparing",
                         frame_type_name(mail->frame.type));
         }
         free(mail);
     }
-    for (int i = 0; r == 0 && i < 2; i++)
-        if (files[i].wanted)
-            r = finish_file(arrival, &files[i], err);
-    return r;
+    return r < 0 ? r : arrival_finish_files(arrival, files, err);
 }
 
 /* --- the stage -------------------------------------------------------------------------------------------
@@ -394,7 +288,8 @@ static int say_opened(struct arrival *arrival, struct err *err)
 }
 
 /* From here on things change; "base" is the source's word that it goes on. */
-static int build(struct arrival *arrival, const json_t *base, struct incoming_file files[2], struct err *err)
+static int build(struct arrival *arrival, const json_t *base, struct arrival_file files[ARRIVAL_FILES],
+                 struct err *err)
 {
     json_t *list;
     int r = json_get_array(base, "disks", "base", &list, err);
@@ -440,7 +335,7 @@ static int dry_run_end(struct arrival *arrival, const json_t *base, struct err *
     return err_set(err, ECANCELED, "a dry run: nothing was changed");
 }
 
-static int prepare(struct arrival *arrival, struct incoming_file files[2], struct err *err)
+static int prepare(struct arrival *arrival, struct arrival_file files[ARRIVAL_FILES], struct err *err)
 {
     _cleanup_json_ json_t *message = NULL, *wanted = json_array(), *base = NULL;
     int64_t deadline = clock_now() + MOVE_ANSWER_MS * NSEC_PER_MSEC;
@@ -460,7 +355,7 @@ static int prepare(struct arrival *arrival, struct incoming_file files[2], struc
     arrival->compare_memory = json_bool(message, "compare_memory", false);
     arrival->memory_later = json_bool(message, "memory_later", false);
     if ((r = arrival_check(arrival, message, err)) < 0 ||
-        (r = look_at_files(arrival, message, files, wanted, err)) < 0 ||
+        (r = arrival_look_at_files(arrival, message, files, wanted, err)) < 0 ||
         (r = send_prepared(arrival, wanted, err)) < 0 ||
         (r = session_wait_json(&arrival->session, FRAME_BASE,
                                clock_now() + 2 * MOVE_ANSWER_MS * NSEC_PER_MSEC, &base, err)) < 0)
@@ -478,14 +373,12 @@ static int prepare(struct arrival *arrival, struct incoming_file files[2], struc
 
 int arrival_prepare(struct arrival *arrival, struct err *err)
 {
-    struct incoming_file files[2] = {{.name = "", .fd = -1}, {.name = "", .fd = -1}};
+    struct arrival_file files[ARRIVAL_FILES] = {{.name = "", .fd = -1}, {.name = "", .fd = -1}};
     arrival_warm_up(arrival);
     int r = wait_control(arrival, err);
     if (r == 0)
         r = prepare(arrival, files, err);
-    for (int i = 0; i < 2; i++)
-        if (files[i].fd >= 0)
-            close(files[i].fd);
+    arrival_close_files(files);
     return r;
 }
 
