@@ -1,7 +1,10 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #include "base/log.h"
 
+#include "base/clock.h"
+
 #include <errno.h>
+#include <pthread.h>
 #include <stdarg.h>
 #include <stdbool.h>
 #include <stdio.h>
@@ -10,6 +13,8 @@
 #include <sys/stat.h>
 #include <time.h>
 #include <unistd.h>
+
+#define LIMIT_NSEC (60 * NSEC_PER_SEC)
 
 static const char *program_name = "orai";
 static int max_level = LOG_LEVEL_INFO;
@@ -77,18 +82,12 @@ static void keep_one_line(char *text)
             *text = ' ';
 }
 
-/* Leaves errno alone: callers log on the way to using it. */
-void log_write(enum log_level level, const char *format, ...)
+__attribute__((format(printf, 2, 0))) static void write_line(enum log_level level, const char *format,
+                                                             va_list args)
 {
-    if ((int)level > max_level)
-        return;
-    int saved_errno = errno;
     char line[2048];
     int used = put_prefix(line, sizeof line, level);
-    va_list args;
-    va_start(args, format);
     int more = vsnprintf(line + used, sizeof line - (size_t)used - 1, format, args);
-    va_end(args);
     keep_one_line(line + used);
     size_t length = (size_t)used + (size_t)(more < 0 ? 0 : more);
     if (length > sizeof line - 2)
@@ -96,5 +95,51 @@ void log_write(enum log_level level, const char *format, ...)
     line[length++] = '\n';
     ssize_t written = write(STDERR_FILENO, line, length);
     (void)written; /* there is nowhere left to report a failure to */
+}
+
+/* Leaves errno alone: callers log on the way to using it. */
+void log_write(enum log_level level, const char *format, ...)
+{
+    if ((int)level > max_level)
+        return;
+    int saved_errno = errno;
+    va_list args;
+    va_start(args, format);
+    write_line(level, format, args);
+    va_end(args);
+    errno = saved_errno;
+}
+
+/* Whether the line may be written. *ret_left_out: how many before it were not, to be said now. */
+static bool admit(struct log_limit *limit, unsigned *ret_left_out)
+{
+    static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
+    int64_t now = clock_now();
+    *ret_left_out = 0;
+    pthread_mutex_lock(&lock);
+    if (limit->began == 0 || now - limit->began >= LIMIT_NSEC) {
+        *ret_left_out = limit->left_out;
+        *limit = (struct log_limit){.began = now};
+    }
+    bool may = limit->lines < LOG_BURST;
+    limit->lines += may;
+    limit->left_out += !may;
+    pthread_mutex_unlock(&lock);
+    return may;
+}
+
+void log_limited(struct log_limit *limit, enum log_level level, const char *format, ...)
+{
+    unsigned left_out;
+    int saved_errno = errno;
+    if ((int)level > max_level || !admit(limit, &left_out))
+        return;
+    if (left_out)
+        log_write(level, "%u lines like the next one were left out", left_out);
+    va_list args;
+    va_start(args, format);
+    errno = saved_errno;
+    write_line(level, format, args);
+    va_end(args);
     errno = saved_errno;
 }

@@ -131,6 +131,35 @@ static void lines_of_two_threads_do_not_mix(void **state)
     assert_int_equal(lines, 100);
 }
 
+static struct log_limit limit;
+
+static void many_of_a_kind(void)
+{
+    for (int i = 0; i < 1000; i++)
+        log_limited(&limit, LOG_LEVEL_WARNING, "knock %d", i);
+}
+
+static unsigned count_lines(void)
+{
+    unsigned lines = 0;
+    for (const char *at = output; (at = strchr(at, '\n')); at++)
+        lines++;
+    return lines;
+}
+
+static void what_strangers_cause_is_said_a_few_times(void **state)
+{
+    limit = (struct log_limit){0};
+    capture(many_of_a_kind);
+    assert_int_equal(count_lines(), LOG_BURST);
+    assert_non_null(strstr(output, "knock 0\n"));
+    assert_null(strstr(output, "left out"));
+    limit.began -= 61 * 1000000000LL; /* a minute later */
+    capture(many_of_a_kind);
+    assert_int_equal(count_lines(), LOG_BURST + 1);
+    assert_non_null(strstr(output, "warning: 990 lines like the next one were left out\n"));
+}
+
 static void closed(void)
 {
     close(STDERR_FILENO);
@@ -154,6 +183,7 @@ int main(void)
         cmocka_unit_test(debug_is_silent_by_default),
         cmocka_unit_test(a_foreign_text_cannot_begin_a_line_of_its_own),
         cmocka_unit_test(a_huge_text_is_cut_and_still_ends_in_a_newline),
+        cmocka_unit_test(what_strangers_cause_is_said_a_few_times),
         cmocka_unit_test(lines_of_two_threads_do_not_mix),
         cmocka_unit_test(logging_leaves_errno_alone_even_when_it_fails),
     };
