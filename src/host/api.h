@@ -19,6 +19,7 @@
 #include <sys/types.h>
 
 #define API_MAX_BODY (1U << 20)
+#define API_MAX_STRANGE_BODY (16U << 10) /* of who is no peer, and may at most join */
 #define API_PATH_SIZE 512
 
 enum caller {

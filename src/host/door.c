@@ -3,6 +3,7 @@
 
 #include "base/clienthello.h"
 #include "base/clock.h"
+#include "base/crowd.h"
 #include "base/log.h"
 #include "base/macro.h"
 #include "base/msg.h"
@@ -26,17 +27,15 @@
 #include <sys/stat.h>
 #include <sys/un.h>
 
-#define BACKLOG 128
-#define HAND_OVER_MSEC 100
-#define MAX_ANSWERS 8
-#define ANSWER_NSEC (20 * NSEC_PER_SEC)
+#define HAND_OVER_MSEC 1 /* only a queue that is full would make us wait, for an orai-vm that does not look \
+                          */
 
 /* The fixed descriptors stand first in the poll set. */
 enum { POLL_STOP, POLL_SIGNAL, POLL_LOCAL, POLL_PORT, POLL_FIXED };
 
 struct half_open {
     int fd;
-    int64_t deadline;
+    struct crowd_member who;
     size_t seen; /* bytes that were there and not enough */
 };
 
@@ -50,8 +49,6 @@ struct door {
     char socket_path[PATH_MAX];
     struct half_open half_open[DOOR_MAX_HALF_OPEN];
     unsigned half_open_count;
-    int64_t answers[MAX_ANSWERS]; /* when the last ones began */
-    unsigned next_answer;
     int64_t accept_again; /* after EMFILE and the like; 0 = at once */
 };
 
@@ -97,7 +94,7 @@ static int listen_local(struct door *door, struct err *err)
     unlink(door->socket_path); /* a killed oraid's; a live one holds the lock of the state directory */
     /* The mode of an unbound socket becomes that of its file: no moment in which others may connect. */
     if (fchmod(door->local, 0600) < 0 || bind(door->local, (struct sockaddr *)&address, sizeof address) < 0 ||
-        listen(door->local, BACKLOG) < 0)
+        listen(door->local, SOMAXCONN) < 0)
         return err_sys(err, errno, "cannot listen at %s", door->socket_path);
     give_to_group(door->socket_path);
     return 0;
@@ -113,7 +110,7 @@ static int bind_port(const struct addrinfo *address, int *ret)
     setsockopt(fd, SOL_SOCKET, SO_REUSEADDR, &one, sizeof one);
     if (address->ai_family == AF_INET6)
         setsockopt(fd, IPPROTO_IPV6, IPV6_V6ONLY, &zero, sizeof zero); /* one socket for both */
-    if (bind(fd, address->ai_addr, address->ai_addrlen) < 0 || listen(fd, BACKLOG) < 0)
+    if (bind(fd, address->ai_addr, address->ai_addrlen) < 0 || listen(fd, SOMAXCONN) < 0)
         return -errno;
     *ret = TAKE_FD(fd);
     return 0;
@@ -162,21 +159,16 @@ static void drop(struct door *door, unsigned index)
 }
 
 /* No orai-vm runs: the guest has been stopped here, or has gone on. A source that asks what became of its
- * move is told by us. Anyone may knock, so only a few of these conversations (20 s each at most) are begun in
- * a while. */
+ * move is told by us. */
 static void answer_late(struct door *door, const struct id *vm, int fd)
 {
     char name[VM_NAME_SIZE];
     struct epoch_record record;
     struct err err = ERR_NONE;
-    int64_t now = clock_now(), *slot = &door->answers[door->next_answer];
-    if (vm_name_of(door->host->vms, vm, name) < 0 || vm_record(door->host, name, &record, &err) < 0 ||
-        (*slot && now - *slot < ANSWER_NSEC)) {
+    if (vm_name_of(door->host->vms, vm, name) < 0 || vm_record(door->host, name, &record, &err) < 0) {
         close(fd);
         return;
     }
-    *slot = now;
-    door->next_answer = (door->next_answer + 1) % MAX_ANSWERS;
     arrival_answer(&late_host, vm, &record, fd);
 }
 
@@ -184,11 +176,13 @@ static void answer_late(struct door *door, const struct id *vm, int fd)
  * use the connection it closes it, and the sender sees that. Consumes `fd`. */
 static void hand_over(struct door *door, const struct id *vm, int fd)
 {
+    static struct log_limit limit;
     _cleanup_close_ int owned = fd;
     char path[PATH_MAX], text[ID_TEXT_SIZE];
     struct err err = ERR_NONE;
     if (vm_control_path(door->host->vms, vm, path) < 0) {
-        log_warning("a connection for the VM %s, which is not here, is closed", id_format(vm, text));
+        log_limited(&limit, LOG_LEVEL_WARNING, "a connection for the VM %s, which is not here, is closed",
+                    id_format(vm, text));
         return;
     }
     _cleanup_json_ json_t *request = json_pack("{s:s}", "do", "accept");
@@ -197,7 +191,8 @@ static void hand_over(struct door *door, const struct id *vm, int fd)
     if (r == -ENOENT || r == -ECONNREFUSED)
         answer_late(door, vm, TAKE_FD(owned));
     else if (r < 0)
-        log_warning("a connection for the VM %s is closed: %s", id_format(vm, text), err.text);
+        log_limited(&limit, LOG_LEVEL_WARNING, "a connection for the VM %s is closed: %s",
+                    id_format(vm, text), err.text);
 }
 
 /* Decides where the connection goes once its ClientHello is there. true: it is not half-open any more. */
@@ -229,6 +224,17 @@ static bool route(struct door *door, struct half_open *half)
     return true;
 }
 
+/* All places are taken: somebody has to go, but not always the same one. */
+static void make_room(struct door *door, const struct crowd_member *newcomer)
+{
+    const struct crowd_member *members[DOOR_MAX_HALF_OPEN];
+    for (unsigned i = 0; i < door->half_open_count; i++)
+        members[i] = &door->half_open[i].who;
+    int victim = crowd_victim(members, door->half_open_count, newcomer);
+    close(door->half_open[victim].fd);
+    drop(door, (unsigned)victim);
+}
+
 static void take_connection(struct door *door, int listener)
 {
     int fd = accept4(listener, NULL, NULL, SOCK_CLOEXEC | SOCK_NONBLOCK);
@@ -243,8 +249,17 @@ static void take_connection(struct door *door, int listener)
         return;
     }
     tcp_prepare(fd);
-    door->half_open[door->half_open_count++] =
-        (struct half_open){.fd = fd, .deadline = clock_now() + DOOR_HELLO_MSEC * NSEC_PER_MSEC};
+    struct half_open half = {.fd = fd, .who = crowd_member(fd)};
+    if (route(door, &half)) /* mostly the hello is there already */
+        return;
+    if (door->half_open_count == DOOR_MAX_HALF_OPEN)
+        make_room(door, &half.who);
+    door->half_open[door->half_open_count++] = half;
+}
+
+static int64_t deadline(const struct half_open *half)
+{
+    return half->who.since + DOOR_HELLO_MSEC * NSEC_PER_MSEC;
 }
 
 static void serve_half_open(struct door *door, const struct pollfd *polled, unsigned count)
@@ -254,7 +269,7 @@ static void serve_half_open(struct door *door, const struct pollfd *polled, unsi
         struct half_open *half = &door->half_open[i];
         if (polled[i].revents && route(door, half)) {
             drop(door, i);
-        } else if (now >= half->deadline) {
+        } else if (now >= deadline(half)) {
             close(half->fd);
             drop(door, i);
         }
@@ -267,7 +282,7 @@ static int poll_timeout(const struct door *door)
 {
     int64_t next = door->accept_again ? door->accept_again : INT64_MAX;
     for (unsigned i = 0; i < door->half_open_count; i++)
-        next = MIN(next, door->half_open[i].deadline);
+        next = MIN(next, deadline(&door->half_open[i]));
     return next == INT64_MAX ? -1 : clock_poll_ms(next);
 }
 
@@ -275,11 +290,11 @@ static void fill_poll(struct door *door, struct pollfd *fds)
 {
     if (door->accept_again && clock_now() >= door->accept_again)
         door->accept_again = 0;
-    bool open = !door->accept_again, room = door->half_open_count < DOOR_MAX_HALF_OPEN;
+    bool open = !door->accept_again;
     fds[POLL_STOP] = (struct pollfd){.fd = door->stop, .events = POLLIN};
     fds[POLL_SIGNAL] = (struct pollfd){.fd = door->signals, .events = POLLIN};
     fds[POLL_LOCAL] = (struct pollfd){.fd = open ? door->local : -1, .events = POLLIN};
-    fds[POLL_PORT] = (struct pollfd){.fd = open && room ? door->port : -1, .events = POLLIN};
+    fds[POLL_PORT] = (struct pollfd){.fd = open ? door->port : -1, .events = POLLIN};
     for (unsigned i = 0; i < door->half_open_count; i++)
         fds[POLL_FIXED + i] = (struct pollfd){.fd = door->half_open[i].fd, .events = POLLIN};
 }

@@ -4,9 +4,10 @@
  * port it looks at the TLS ClientHello without taking it off the socket: a connection for "<vm id>.orai"
  * goes, untouched, to that VM's orai-vm; any other one is an API client.
  *
- * A connection that does not show a whole ClientHello within 5 s is closed; at most 64 may be in that state
- * (further ones wait in the kernel's queue), so they cost nothing else. A silent orai-vm cannot hold the door
- * up: a connection is put into its socket's queue without waiting for the answer.
+ * A connection that does not show a whole ClientHello within 5 s is closed; at most 64 may be in that state,
+ * so they cost nothing else. One more takes the place of the oldest one from where most of them come
+ * (base/crowd.h): nobody waits behind those who stay silent. A silent orai-vm cannot hold the door up: a
+ * connection is put into its socket's queue without waiting for the answer.
  */
 #pragma once
 

@@ -11,6 +11,7 @@
 #include "host/http.h"
 
 #include "base/clock.h"
+#include "base/crowd.h"
 #include "base/log.h"
 #include "base/macro.h"
 #include "base/tls_pin.h"
@@ -24,9 +25,24 @@
 
 #define MAX_INCOMING 64 /* connections that wait for the main thread */
 
+static_assert(HTTP_MAX_LOCAL == HTTP_MAX_REMOTE, "one table for each");
+#define MAX_CONNECTIONS HTTP_MAX_LOCAL
+
 /* One per connection, made by libwebsockets. */
 struct session {
     struct exchange *exchange;
+};
+
+/* A connection's opaque pointer points to it. */
+struct connection {
+    bool taken;
+    struct lws *wsi; /* NULL while libwebsockets is about to make it */
+    struct crowd_member who;
+};
+
+struct incoming {
+    int fd;
+    struct crowd_member who;
 };
 
 struct http {
@@ -38,13 +54,11 @@ struct http {
 
     pthread_mutex_t lock; /* innermost */
     struct exchange *answered;
-    int incoming[MAX_INCOMING];
+    struct incoming incoming[MAX_INCOMING];
     unsigned incoming_count;
 
-    unsigned connections[2]; /* local, remote; a connection's opaque pointer points to its counter */
+    struct connection connections[2][MAX_CONNECTIONS]; /* local, remote */
 };
-
-static const unsigned max_connections[] = {HTTP_MAX_LOCAL, HTTP_MAX_REMOTE};
 
 /* --- exchanges ------------------------------------------------------------------------------------------ */
 
@@ -154,40 +168,78 @@ static void take_answers(struct http *http)
     }
 }
 
-static void adopt(struct http *http, int fd)
+/* Nobody works for it: it has not asked yet, or not to the end. */
+static bool is_idle(const struct connection *connection)
 {
+    const struct session *session = connection->wsi ? lws_wsi_user(connection->wsi) : NULL;
+    const struct exchange *exchange = session ? session->exchange : NULL;
+    return connection->wsi && (!exchange || exchange->state == EXCHANGE_READING);
+}
+
+static struct connection *free_place(struct connection *connections)
+{
+    for (size_t i = 0; i < MAX_CONNECTIONS; i++)
+        if (!connections[i].taken)
+            return &connections[i];
+    return NULL;
+}
+
+static struct connection *make_room(struct connection *connections, const struct crowd_member *newcomer)
+{
+    const struct crowd_member *members[MAX_CONNECTIONS];
+    for (size_t i = 0; i < MAX_CONNECTIONS; i++)
+        members[i] = is_idle(&connections[i]) ? &connections[i].who : NULL;
+    int victim = crowd_victim(members, MAX_CONNECTIONS, newcomer);
+    if (victim < 0)
+        return NULL;
+    /* Its WSI_DESTROY frees the place. The first try may only begin an orderly end, which would wait for the
+     * other side. */
+    struct connection *connection = &connections[victim];
+    for (int tries = 0; tries < 2 && connection->taken; tries++)
+        lws_set_timeout(connection->wsi, PENDING_TIMEOUT_USER_REASON_BASE, LWS_TO_KILL_SYNC);
+    return connection->taken ? NULL : connection;
+}
+
+static void adopt(struct http *http, int fd, const struct crowd_member *who)
+{
+    static struct log_limit limit;
     int domain = AF_INET;
     socklen_t size = sizeof domain;
     getsockopt(fd, SOL_SOCKET, SO_DOMAIN, &domain, &size);
     int kind = domain == AF_UNIX ? 0 : 1;
-    unsigned *count = &http->connections[kind];
-    if (*count >= max_connections[kind]) {
-        log_warning("too many %s connections: one is closed", kind ? "remote" : "local");
+    struct connection *connection = free_place(http->connections[kind]);
+    if (!connection)
+        connection = make_room(http->connections[kind], who);
+    if (!connection) {
+        log_limited(&limit, LOG_LEVEL_WARNING, "too many %s requests at once: a connection is closed",
+                    kind ? "remote" : "local");
         close(fd);
         return;
     }
-    unsigned before = (*count)++;
+    *connection = (struct connection){.taken = true, .who = *who};
     lws_adopt_desc_t info = {
         .vh = kind ? http->remote : http->local,
         .type = LWS_ADOPT_SOCKET | LWS_ADOPT_HTTP | LWS_ADOPT_ALLOW_SSL,
         .fd.sockfd = fd,
-        .opaque = count,
+        .opaque = connection,
     };
-    /* On failure lws closes the socket, but does not always say goodbye to it. */
-    if (!lws_adopt_descriptor_vhost_via_info(&info) && *count > before)
-        *count = before;
+    struct lws *wsi = lws_adopt_descriptor_vhost_via_info(&info);
+    if (wsi && connection->taken)
+        connection->wsi = wsi;
+    else /* on failure lws closes the socket, but does not always say goodbye to it */
+        connection->taken = false;
 }
 
 static void take_connections(struct http *http)
 {
-    int fds[MAX_INCOMING];
+    struct incoming incoming[MAX_INCOMING];
     pthread_mutex_lock(&http->lock);
     unsigned count = http->incoming_count;
-    memcpy(fds, http->incoming, count * sizeof *fds);
+    memcpy(incoming, http->incoming, count * sizeof *incoming);
     http->incoming_count = 0;
     pthread_mutex_unlock(&http->lock);
     for (unsigned i = 0; i < count; i++)
-        adopt(http, fds[i]);
+        adopt(http, incoming[i].fd, &incoming[i].who);
 }
 
 static void wake_all(struct http *http)
@@ -298,9 +350,9 @@ static int callback(struct lws *wsi, enum lws_callback_reasons reason, void *use
             detach(session);
         return 0;
     case LWS_CALLBACK_WSI_DESTROY: {
-        unsigned *count = lws_get_opaque_user_data(wsi);
-        if (count)
-            (*count)--;
+        struct connection *connection = lws_get_opaque_user_data(wsi);
+        if (connection)
+            *connection = (struct connection){0};
         return 0;
     }
     case LWS_CALLBACK_EVENT_WAIT_CANCELLED:
@@ -320,9 +372,10 @@ static const struct lws_protocols protocols[] = {
 
 static void lws_log(int level, const char *line)
 {
+    static struct log_limit limit;
     size_t length = strcspn(line, "\n");
     if (level & LLL_ERR)
-        log_warning("libwebsockets: %.*s", (int)length, line);
+        log_limited(&limit, LOG_LEVEL_WARNING, "libwebsockets: %.*s", (int)length, line);
     else
         log_debug("libwebsockets: %.*s", (int)length, line);
 }
@@ -362,7 +415,8 @@ int http_new(struct host *host, struct http **ret, struct err *err)
         .uid = -1,
         .fd_limit_per_thread = HTTP_MAX_LOCAL + HTTP_MAX_REMOTE + 16,
         .max_http_header_data = 8192,
-        .max_http_header_pool = 16,
+        /* One each: who holds one back by not asking to the end would else keep others waiting. */
+        .max_http_header_pool = HTTP_MAX_LOCAL + HTTP_MAX_REMOTE,
         .timeout_secs = 15,
     };
     http->context = lws_create_context(&info);
@@ -384,7 +438,7 @@ void http_free(struct http *http)
     while (http->all)
         forget(http->all);
     for (unsigned i = 0; i < http->incoming_count; i++)
-        close(http->incoming[i]);
+        close(http->incoming[i].fd);
     pthread_mutex_destroy(&http->lock);
     free(http);
 }
@@ -408,13 +462,19 @@ void http_wake(struct http *http)
 
 void http_adopt(struct http *http, int socket)
 {
+    const struct incoming newcomer = {.fd = socket, .who = crowd_member(socket)};
+    const struct crowd_member *members[MAX_INCOMING];
     pthread_mutex_lock(&http->lock);
-    bool room = http->incoming_count < MAX_INCOMING;
-    if (room)
-        http->incoming[http->incoming_count++] = socket;
+    unsigned place = http->incoming_count;
+    if (place == MAX_INCOMING) {
+        for (unsigned i = 0; i < MAX_INCOMING; i++)
+            members[i] = &http->incoming[i].who;
+        place = (unsigned)crowd_victim(members, MAX_INCOMING, &newcomer.who);
+        close(http->incoming[place].fd);
+    } else {
+        http->incoming_count++;
+    }
+    http->incoming[place] = newcomer;
     pthread_mutex_unlock(&http->lock);
-    if (room)
-        http_wake(http);
-    else
-        close(socket);
+    http_wake(http);
 }

@@ -8,7 +8,9 @@
 #include "base/err.h"
 #include "host/host.h"
 
-#define HTTP_MAX_LOCAL 128 /* connections on the unix socket */
+/* Connections on the unix socket, and on the host port. One more takes the place of one that asks nothing, or
+ * has not asked to the end (base/crowd.h). */
+#define HTTP_MAX_LOCAL 128
 #define HTTP_MAX_REMOTE 128
 
 struct http;
@@ -22,6 +24,5 @@ void http_run(struct http *http);
 void http_stop(struct http *http);
 /* Something happened that a waiting request or a follower of events may want to know. Any thread; cheap. */
 void http_wake(struct http *http);
-/* Takes over a connection: unix socket, or TCP on which TLS is still to begin. Any thread. Closes it when
- * there are too many. */
+/* Takes over a connection: unix socket, or TCP on which TLS is still to begin. Any thread. */
 void http_adopt(struct http *http, int socket);

@@ -106,8 +106,9 @@ static int read_length(struct exchange *exchange, struct err *err)
         strspn(text, "0123456789") != strlen(text))
         return err_set(err, EINVAL, "Content-Length is not a number");
     exchange->input_expected = strtoull(text, NULL, 10);
-    if (exchange->input_expected > API_MAX_BODY)
-        return err_set(err, EFBIG, "a request's body may have %u bytes, not %zu", API_MAX_BODY,
+    unsigned most = exchange->request.caller == CALLER_STRANGER ? API_MAX_STRANGE_BODY : API_MAX_BODY;
+    if (exchange->input_expected > most)
+        return err_set(err, EFBIG, "a request's body may have %u bytes, not %zu", most,
                        exchange->input_expected);
     return 0;
 }
@@ -116,15 +117,16 @@ int exchange_read_headers(struct exchange *exchange, struct host *host, struct e
 {
     struct request *request = &exchange->request;
     request->method = read_method(exchange->wsi);
-    int r = read_length(exchange, err);
+    int r = read_caller(exchange->wsi, host, request, err);
+    if (r == 0)
+        r = read_length(exchange, err);
     if (r < 0) {
         exchange->close_after = true; /* where the next request begins is not known */
         return r;
     }
     if (exchange->input_expected > 0 && !(exchange->input = malloc(exchange->input_expected)))
         return err_set(err, ENOMEM, "out of memory");
-    r = read_query(exchange->wsi, &request->query, err);
-    return r < 0 ? r : read_caller(exchange->wsi, host, request, err);
+    return read_query(exchange->wsi, &request->query, err);
 }
 
 int exchange_read_body(struct exchange *exchange, struct err *err)

@@ -10,6 +10,7 @@
 #include "host/client.h"
 #include "host/door.h"
 
+#include <arpa/inet.h>
 #include <openssl/ssl.h>
 #include <poll.h>
 #include <pthread.h>
@@ -221,6 +222,45 @@ static void a_silent_connection_is_closed_after_its_time(void **state)
     close(fd);
 }
 
+/* From an address of its own: a crowd's. */
+static int knock_from(struct running *r, const char *source)
+{
+    struct sockaddr_in to = {.sin_family = AF_INET, .sin_port = htons(door_port(r->door))},
+                       own = {.sin_family = AF_INET};
+    int fd = socket(AF_INET, SOCK_STREAM, 0);
+    inet_pton(AF_INET, "127.0.0.1", &to.sin_addr);
+    inet_pton(AF_INET, source, &own.sin_addr);
+    assert_int_equal(bind(fd, (struct sockaddr *)&own, sizeof own), 0);
+    assert_int_equal(connect(fd, (struct sockaddr *)&to, sizeof to), 0);
+    return fd;
+}
+
+static void a_crowd_of_silent_connections_keeps_nobody_waiting(void **state)
+{
+    struct running *r = *state;
+    struct id id;
+    uint8_t hello[4096];
+    char name[64], text[ID_TEXT_SIZE];
+    int listener = make_vm(r, &id), crowd[4 * DOOR_MAX_HALF_OPEN];
+    snprintf(name, sizeof name, "%s.orai", id_format(&id, text));
+    size_t size = client_hello(name, hello, sizeof hello);
+    for (size_t i = 0; i < ARRAY_SIZE(crowd) / 2; i++)
+        crowd[i] = knock_from(r, "127.0.0.2");
+    int64_t begun = clock_now();
+    int fd = knock(r);
+    assert_int_equal(send(fd, hello, 100, 0), 100); /* an honest one whose hello comes in two parts */
+    for (size_t i = ARRAY_SIZE(crowd) / 2; i < ARRAY_SIZE(crowd); i++)
+        crowd[i] = knock_from(r, "127.0.0.2");
+    assert_int_equal(send(fd, hello + 100, size - 100, 0), size - 100);
+    close(take_descriptor(listener));
+    assert_true(clock_now() - begun < DOOR_HELLO_MSEC * NSEC_PER_MSEC / 2);
+    assert_true(closed_within(crowd[0], 1000));
+    assert_false(closed_within(crowd[ARRAY_SIZE(crowd) - 1], 100));
+    for (size_t i = 0; i < ARRAY_SIZE(crowd); i++)
+        close(crowd[i]);
+    close(fd), close(listener);
+}
+
 /* --- the API behind it ------------------------------------------------------------------------------------
  */
 
@@ -352,23 +392,106 @@ static void a_client_that_goes_away_during_its_request_harms_nobody(void **state
     expect_answer(r, "GET /v1/vms HTTP/1.1\r\nHost: x\r\n\r\n", "HTTP/1.1 200");
 }
 
-static void connections_beyond_the_limit_are_closed_and_their_places_come_back(void **state)
+static int connect_local(struct running *r)
+{
+    struct sockaddr_un address = {.sun_family = AF_UNIX};
+    snprintf(address.sun_path, sizeof address.sun_path, "%s/api.sock", r->test.run);
+    int fd = socket(AF_UNIX, SOCK_STREAM, 0);
+    assert_int_equal(connect(fd, (struct sockaddr *)&address, sizeof address), 0);
+    return fd;
+}
+
+static void who_asks_gets_the_place_of_one_that_does_not(void **state)
 {
     struct running *r = *state;
-    struct sockaddr_un address = {.sun_family = AF_UNIX};
-    int fds[HTTP_MAX_LOCAL + 1];
-    snprintf(address.sun_path, sizeof address.sun_path, "%s/api.sock", r->test.run);
+    int fds[2 * HTTP_MAX_LOCAL];
     for (size_t i = 0; i < ARRAY_SIZE(fds); i++) {
-        fds[i] = socket(AF_UNIX, SOCK_STREAM, 0);
-        assert_int_equal(connect(fds[i], (struct sockaddr *)&address, sizeof address), 0);
+        fds[i] = connect_local(r);
         if (i % 32 == 31)
-            clock_sleep(50 * NSEC_PER_MSEC); /* the hand-over's queue is short */
+            expect_answer(r, "GET /v1/vms HTTP/1.1\r\nHost: x\r\n\r\n", "HTTP/1.1 200");
     }
-    assert_true(closed_within(fds[HTTP_MAX_LOCAL], 2000));
+    assert_true(closed_within(fds[0], 2000));
     for (size_t i = 0; i < ARRAY_SIZE(fds); i++)
         close(fds[i]);
-    clock_sleep(200 * NSEC_PER_MSEC);
     expect_answer(r, "GET /v1/vms HTTP/1.1\r\nHost: x\r\n\r\n", "HTTP/1.1 200");
+}
+
+static void who_waits_for_an_answer_keeps_its_place(void **state)
+{
+    struct running *r = *state;
+    struct id id = id_random();
+    struct err err;
+    char text[256], hex[ID_TEXT_SIZE];
+    int asking[HTTP_MAX_LOCAL];
+    assert_int_equal(operation_begin(r->test.host.operations, &id, "move", "web1", &err), 0);
+    _cleanup_json_ json_t *operation = NULL;
+    assert_int_equal(operation_get(r->test.host.operations, &id, &operation, &err), 0);
+    int length =
+        snprintf(text, sizeof text,
+                 "GET /v1/operations/%s?wait_ms=20000&since_version=%llu HTTP/1.1\r\nHost: x\r\n\r\n",
+                 id_format(&id, hex), (unsigned long long)json_u64(operation, "version", 0));
+    for (size_t i = 0; i < ARRAY_SIZE(asking); i++) {
+        asking[i] = connect_local(r);
+        assert_int_equal(send(asking[i], text, (size_t)length, 0), length);
+        clock_sleep(5 * NSEC_PER_MSEC);
+    }
+    clock_sleep(300 * NSEC_PER_MSEC);
+    int late = connect_local(r);
+    assert_true(closed_within(late, 2000));
+    for (size_t i = 0; i < ARRAY_SIZE(asking); i++)
+        assert_false(closed_within(asking[i], 0));
+    operation_end(r->test.host.operations, &id, NULL, NULL);
+    for (size_t i = 0; i < ARRAY_SIZE(asking); i++)
+        close(asking[i]);
+    close(late);
+    int64_t begun = clock_now();
+    bool answered = false; /* once all those that have gone have been dealt with */
+    while (!answered && clock_now() < begun + 5 * NSEC_PER_SEC) {
+        _cleanup_free_ char *answer = speak(r, "GET /v1/vms HTTP/1.1\r\nHost: x\r\n\r\n", 100);
+        answered = strstr(answer, "HTTP/1.1 200");
+    }
+    assert_true(answered);
+}
+
+/* Slow ones: each holds what a request's headers are gathered in. */
+static void requests_that_do_not_end_keep_nobody_waiting(void **state)
+{
+    struct running *r = *state;
+    static const char beginning[] = "GET /v1/vms HTTP/1.1\r\nHos";
+    int fds[100];
+    for (size_t i = 0; i < ARRAY_SIZE(fds); i++) {
+        fds[i] = connect_local(r);
+        assert_int_equal(send(fds[i], beginning, sizeof beginning - 1, 0), sizeof beginning - 1);
+        clock_sleep(NSEC_PER_MSEC);
+    }
+    int64_t begun = clock_now();
+    expect_answer(r, "GET /v1/vms HTTP/1.1\r\nHost: x\r\n\r\n", "HTTP/1.1 200");
+    assert_true(clock_now() - begun < 2 * NSEC_PER_SEC);
+    for (size_t i = 0; i < ARRAY_SIZE(fds); i++)
+        close(fds[i]);
+}
+
+/* A TLS handshake that goes no further than the hello holds it too, on the host port. */
+static void strangers_on_the_port_do_not_hold_up_the_unix_socket(void **state)
+{
+    struct running *r = *state;
+    uint8_t hello[4096];
+    size_t size = client_hello("orai", hello, sizeof hello);
+    int fds[3 * HTTP_MAX_REMOTE];
+    for (size_t i = 0; i < ARRAY_SIZE(fds); i++) {
+        fds[i] = knock_from(r, "127.0.0.2");
+        assert_int_equal(send(fds[i], hello, size, 0), size);
+    }
+    int64_t begun = clock_now();
+    expect_answer(r, "GET /v1/vms HTTP/1.1\r\nHost: x\r\n\r\n", "HTTP/1.1 200");
+    struct peer self = {.name = "a", .address = "127.0.0.1", .port = door_port(r->door)};
+    self.fingerprint = *tls_identity_fingerprint(r->test.host.identity);
+    struct client_call ask = {.peer = &self, .method = "GET", .path = "/v1/vms", .msec = 5000};
+    assert_int_equal(client_call(&r->test.host, &ask), -EACCES); /* nobody's peer, but answered */
+    assert_non_null(strstr(ask.err.text, "no peer"));
+    assert_true(clock_now() - begun < 3 * NSEC_PER_SEC);
+    for (size_t i = 0; i < ARRAY_SIZE(fds); i++)
+        close(fds[i]);
 }
 
 int main(void)
@@ -380,12 +503,16 @@ int main(void)
         DOOR_TEST(a_connection_for_a_vm_that_is_not_here_is_closed),
         DOOR_TEST(what_is_no_tls_is_closed),
         DOOR_TEST(a_silent_connection_is_closed_after_its_time),
+        DOOR_TEST(a_crowd_of_silent_connections_keeps_nobody_waiting),
         DOOR_TEST(the_api_answers_a_client_with_a_key_and_knows_it_by_that),
         DOOR_TEST(a_server_with_another_key_gets_nothing),
         DOOR_TEST(odd_requests_get_an_answer_or_the_end),
         DOOR_TEST(requests_on_one_connection_are_answered_one_after_the_other),
         DOOR_TEST(a_client_that_goes_away_during_its_request_harms_nobody),
-        DOOR_TEST(connections_beyond_the_limit_are_closed_and_their_places_come_back),
+        DOOR_TEST(who_asks_gets_the_place_of_one_that_does_not),
+        DOOR_TEST(who_waits_for_an_answer_keeps_its_place),
+        DOOR_TEST(requests_that_do_not_end_keep_nobody_waiting),
+        DOOR_TEST(strangers_on_the_port_do_not_hold_up_the_unix_socket),
     };
     signal(SIGPIPE, SIG_IGN);
     return cmocka_run_group_tests(tests, NULL, NULL);
