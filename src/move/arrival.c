@@ -73,7 +73,7 @@ static struct arrival *arrival_new(const struct move_host *host, const struct mo
     arrival->before = *epoch_get(epoch);
     arrival->move = arrival->before.move;
     pthread_mutex_init(&arrival->lock, NULL);
-    pthread_cond_init(&arrival->greeters_gone, NULL);
+    arrival_open_porch(arrival);
     return arrival;
 }
 
@@ -202,7 +202,7 @@ void arrival_free(struct arrival *arrival)
     for (size_t i = 0; i < ARRIVAL_MAX_CLAIMS; i++)
         lineage_free(arrival->claims[i].lineage);
     json_decref(arrival->shown);
-    pthread_cond_destroy(&arrival->greeters_gone);
+    porch_free(&arrival->porch);
     pthread_mutex_destroy(&arrival->lock);
     free(arrival);
 }

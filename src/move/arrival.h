@@ -21,6 +21,7 @@
 #include "memory/compare.h"
 #include "move/fetch.h"
 #include "move/move.h"
+#include "move/porch.h"
 #include "move/progress.h"
 #include "move/session.h"
 #include "move/stages.h"
@@ -70,10 +71,10 @@ struct arrival {
     struct sums *sums;
     bool ready; /* "ready" was said: from here on only a durable refusal ends the try */
 
-    /* Guarded by `lock`; link threads and greeters use it too. */
+    struct porch porch; /* its own lock, never taken with `lock` held */
+
+    /* Guarded by `lock`; link threads and the porch's use it too. */
     pthread_mutex_t lock;
-    pthread_cond_t greeters_gone;
-    int greeters;
     struct unassigned {
         struct link *link;
         bool ended;
@@ -151,7 +152,8 @@ bool arrival_files_complete(const struct arrival_file files[ARRIVAL_FILES]);
 int arrival_finish_files(const struct arrival *arrival, struct arrival_file files[ARRIVAL_FILES],
                          struct err *err);
 void arrival_close_files(struct arrival_file files[ARRIVAL_FILES]);
-/* arrival_links.c: no connection from here on; joins those that there are. */
+/* arrival_links.c: connections may come. No connection from here on; joins those that there are. */
+void arrival_open_porch(struct arrival *arrival);
 void arrival_close_links(struct arrival *arrival);
 /* arrival_split.c: what a post-copy move does otherwise. */
 int arrival_missing(struct arrival *arrival, const struct mail *mail, struct err *err);

@@ -10,23 +10,20 @@
 #include "base/macro.h"
 #include "move/link.h"
 #include "move/move.h"
+#include "move/porch.h"
 #include "move/session.h"
 
 #include <errno.h>
-#include <stdatomic.h>
+#include <stdbool.h>
 #include <stdlib.h>
 
 #define MAX_CONVERSATIONS 4 /* anyone who knows a VM's id may knock */
 #define ANSWER_NS (20 * NSEC_PER_SEC)
 
-static atomic_int conversations;
-
 struct answer {
     const struct move_host *host;
     struct id vm;
     struct epoch_record record;
-    struct fingerprint source;
-    int socket;
 };
 
 static void on_closed(void *arg, struct link *link, const struct err *err)
@@ -108,31 +105,27 @@ static int converse(struct answer *answer, struct session *session, struct err *
     return 0;
 }
 
-static void *answer_thread(void *arg)
+/* On a thread of the porch. */
+static void answer(void *arg, struct tls *tls, const struct err *why)
 {
+    static struct log_limit limit;
     struct answer *answer = arg;
     struct session session;
-    struct err err = ERR_NONE;
-    struct tls *tls;
-    int r = session_init(&session, 0, &err);
-    if (r == 0)
-        r = tls_accept_either(answer->host->identity, answer->socket, &answer->source,
-                              &answer->record.peer.fingerprint, clock_now() + ANSWER_NS, &tls, &err);
-    else
-        close(answer->socket);
+    struct err err = *why;
+    int r = tls ? session_init(&session, 0, &err) : -err.code;
     if (r == 0) {
         struct link_options options = {.vm = answer->vm, .heartbeat = true, .stall_ms = MOVE_STALL_MS};
         struct link_handler handler = {.frame = on_frame, .closed = on_closed, .arg = &session};
         r = link_start(tls, &options, &handler, &session.control, &err);
+        if (r == 0)
+            r = converse(answer, &session, &err);
+        session_done(&session);
+    } else {
+        tls_close(tls);
     }
-    if (r == 0)
-        r = converse(answer, &session, &err);
     if (r < 0)
-        log_warning("a late connection: %s", err.text);
-    session_done(&session);
+        log_limited(&limit, LOG_LEVEL_WARNING, "a late connection: %s", err.text);
     free(answer);
-    atomic_fetch_sub(&conversations, 1);
-    return NULL;
 }
 
 /* `peer` is the source until the VM goes on to a third host. */
@@ -145,17 +138,19 @@ static struct fingerprint source_of(const struct epoch_record *record)
 void arrival_answer(const struct move_host *host, const struct id *vm, const struct epoch_record *record,
                     int socket)
 {
-    struct answer *answer = malloc(sizeof *answer);
-    pthread_t thread;
-    if (answer)
-        *answer = (struct answer){host, *vm, *record, source_of(record), socket};
-    if (!answer || atomic_fetch_add(&conversations, 1) >= MAX_CONVERSATIONS ||
-        pthread_create(&thread, NULL, answer_thread, answer) != 0) {
-        if (answer)
-            atomic_fetch_sub(&conversations, 1);
+    static struct porch porch = PORCH_STATIC(MAX_CONVERSATIONS, ANSWER_NS, answer);
+    static const struct fingerprint none;
+    bool asked =
+        !fingerprint_equal(&record->from, &none) || !fingerprint_equal(&record->peer.fingerprint, &none);
+    struct answer *answer = asked ? malloc(sizeof *answer) : NULL;
+    if (!answer) { /* there is nobody who could have something to ask, or no memory */
         close(socket);
-        free(answer);
         return;
     }
-    pthread_detach(thread);
+    *answer = (struct answer){host, *vm, *record};
+    porch_knock(&porch, &(struct porch_knock){.socket = socket,
+                                              .identity = host->identity,
+                                              .expected = source_of(record),
+                                              .or = record->peer.fingerprint,
+                                              .arg = answer});
 }

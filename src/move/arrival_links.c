@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * The destination's connections. oraid hands over sockets (arrival_connection); a short-lived greeter does
- * the TLS handshake, with the one source that this arrival is for; the first frame must be a hello, which
- * says what the connection is: "control", "data" number N, or "again" (the source asks about its commit after
+ * The destination's connections. oraid hands over sockets (arrival_connection); the porch does the TLS
+ * handshake, with the one source that this arrival is for; the first frame must be a hello, which says what
+ * the connection is: "control", "data" number N, or "again" (the source asks about its commit after
  * a broken link).
  *
  * Until its hello a link is "unassigned". Links that were turned away stay there until they end and are
@@ -323,7 +323,7 @@ static void keep_link(struct arrival *arrival, struct tls *tls)
     pthread_mutex_lock(&arrival->lock);
     struct link_options options = {.vm = arrival->config.id, .heartbeat = true, .stall_ms = MOVE_STALL_MS};
     struct link **slot = NULL;
-    for (size_t i = 0; i < ARRIVAL_MAX_LINKS && !slot; i++)
+    for (size_t i = 0; i < ARRIVAL_MAX_LINKS && !slot && !arrival->closing; i++)
         if (!arrival->unassigned[i].link)
             slot = &arrival->unassigned[i].link;
     if (!slot)
@@ -333,49 +333,31 @@ static void keep_link(struct arrival *arrival, struct tls *tls)
     pthread_mutex_unlock(&arrival->lock);
 }
 
-struct greeting {
-    struct arrival *arrival;
-    int socket;
-};
-
-static void *greet(void *arg)
+/* On a thread of the porch. */
+static void greeted(void *arg, struct tls *tls, const struct err *err)
 {
-    struct greeting *greeting = arg;
-    struct arrival *arrival = greeting->arrival;
-    struct err err;
-    struct tls *tls;
-    session_hurry(); /* and with it the link's own thread */
-    if (tls_accept(arrival->host->identity, greeting->socket, &arrival->source.fingerprint,
-                   clock_now() + GREET_NS, &tls, &err) < 0)
-        log_warning("a connection for this VM was turned away: %s", err.text);
-    else
-        keep_link(arrival, tls);
-    free(greeting);
-    pthread_mutex_lock(&arrival->lock);
-    arrival->greeters--;
-    pthread_cond_broadcast(&arrival->greeters_gone);
-    pthread_mutex_unlock(&arrival->lock);
-    return NULL;
+    static struct log_limit limit;
+    if (!tls) {
+        log_limited(&limit, LOG_LEVEL_WARNING, "a connection for this VM was turned away: %s", err->text);
+        return;
+    }
+    session_hurry(); /* and with it the link's own thread; not before it is known who comes */
+    keep_link(arg, tls);
+}
+
+void arrival_open_porch(struct arrival *arrival)
+{
+    porch_init(&arrival->porch, ARRIVAL_MAX_LINKS, GREET_NS, greeted);
 }
 
 void arrival_connection(struct arrival *arrival, int socket)
 {
-    struct greeting *greeting = malloc(sizeof *greeting);
-    pthread_t thread;
-    pthread_mutex_lock(&arrival->lock);
-    bool room = greeting && arrival->greeters < ARRIVAL_MAX_LINKS && !arrival->closing;
-    if (room) {
-        *greeting = (struct greeting){arrival, socket};
-        room = pthread_create(&thread, NULL, greet, greeting) == 0;
-    }
-    if (room) {
-        pthread_detach(thread);
-        arrival->greeters++;
-    } else {
-        close(socket);
-        free(greeting);
-    }
-    pthread_mutex_unlock(&arrival->lock);
+    const struct fingerprint *source = &arrival->source.fingerprint;
+    porch_knock(&arrival->porch, &(struct porch_knock){.socket = socket,
+                                                       .identity = arrival->host->identity,
+                                                       .expected = *source,
+                                                       .or = *source,
+                                                       .arg = arrival});
 }
 
 bool arrival_take_connection(struct arrival *arrival)
@@ -400,8 +382,9 @@ void arrival_close_links(struct arrival *arrival)
 {
     pthread_mutex_lock(&arrival->lock);
     arrival->closing = true;
-    while (arrival->greeters)
-        pthread_cond_wait(&arrival->greeters_gone, &arrival->lock);
+    pthread_mutex_unlock(&arrival->lock);
+    porch_close(&arrival->porch);
+    pthread_mutex_lock(&arrival->lock);
     struct link *left[ARRIVAL_MAX_LINKS + 1] = {[ARRIVAL_MAX_LINKS] = arrival->next_control};
     for (size_t i = 0; i < ARRIVAL_MAX_LINKS; i++)
         left[i] = arrival->unassigned[i].link;
