@@ -8,7 +8,8 @@
  * ones are read and looked at, which is cheaper than the question.
  *
  * A simple reply, or a structured one that must not be fragmented, says "success" before its data: there the
- * whole READ is read first, for as long as it takes into memory of its own when the send buffer is too small.
+ * whole READ is read first, and once more to be sent when the send buffer is too small for it. So no READ
+ * costs memory: a client that takes no replies would keep it for ever.
  */
 #include "disk/heat.h"
 #include "disk/nbd_connection.h"
@@ -16,7 +17,6 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <string.h>
-#include <sys/mman.h>
 
 /* From here on it pays to ask the file system for holes, and to send without copying. */
 #define LONG_READ (64U << 10)
@@ -68,25 +68,42 @@ static size_t put_header(struct nbd_connection *connection, const struct nbd_req
     return NBD_SIMPLE_SIZE;
 }
 
+/* Into the send buffer, which is empty, and away again: only whether it can be read. */
+static enum nbd_error try_read(struct nbd_connection *connection, const struct nbd_request *request)
+{
+    uint64_t offset = request->offset, end = offset + request->length;
+    enum nbd_error error = NBD_SUCCESS;
+    for (uint64_t size; offset < end && !error; offset += size) {
+        size = MIN(end - offset, COPY_MAX);
+        error = nbd_error_from(disk_read(connection->disk, connection->channel.tx, size, offset));
+    }
+    return error;
+}
+
+/* An error that comes between the two readings finds the reply begun: the connection ends, as the
+ * specification demands. */
 static int read_whole_large(struct nbd_connection *connection, const struct nbd_request *request)
 {
-    void *data = mmap(NULL, request->length, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-    if (data == MAP_FAILED)
-        return nbd_serve_reply(connection, request, NBD_ENOMEM);
-    uint8_t *header;
-    int r = nbd_channel_reserve(&connection->channel, NBD_DATA_CHUNK_SIZE, &header);
-    if (r == 0) {
-        enum nbd_error error =
-            nbd_error_from(disk_read(connection->disk, data, request->length, request->offset));
-        if (error) {
-            r = nbd_serve_reply(connection, request, error);
-        } else {
-            nbd_channel_commit(&connection->channel, put_header(connection, request, header));
-            r = nbd_channel_flush(&connection->channel, data, request->length);
-        }
+    struct nbd_channel *channel = &connection->channel;
+    uint64_t offset = request->offset, end = offset + request->length;
+    uint8_t *at;
+    int r = nbd_channel_flush(channel, NULL, 0);
+    if (r < 0)
+        return r;
+    enum nbd_error error = try_read(connection, request);
+    if (error)
+        return nbd_serve_reply(connection, request, error);
+    if ((r = nbd_channel_reserve(channel, NBD_DATA_CHUNK_SIZE, &at)) < 0)
+        return r;
+    nbd_channel_commit(channel, put_header(connection, request, at));
+    for (uint64_t size; offset < end; offset += size) {
+        size = MIN(end - offset, COPY_MAX);
+        if ((r = nbd_channel_reserve(channel, size, &at)) < 0 ||
+            (r = disk_read(connection->disk, at, size, offset)) < 0)
+            return r;
+        nbd_channel_commit(channel, size);
     }
-    munmap(data, request->length);
-    return r;
+    return 0;
 }
 
 /* One header for all of it. */

@@ -79,7 +79,11 @@ int disk_fd(const struct disk *disk)
 int disk_read(struct disk *disk, void *data, size_t size, uint64_t offset)
 {
     assert(offset + size <= disk->size);
-    return disk->read_error ? -disk->read_error : file_pread_full(disk->fd, data, size, offset);
+    disk->largest_read = MAX(disk->largest_read, size);
+    if (disk->read_error && disk->good_reads == 0)
+        return -disk->read_error;
+    disk->good_reads -= disk->good_reads > 0;
+    return file_pread_full(disk->fd, data, size, offset);
 }
 
 int disk_write(struct disk *disk, const void *data, size_t size, uint64_t offset, bool fua)

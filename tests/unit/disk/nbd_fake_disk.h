@@ -16,7 +16,8 @@ struct disk {
     int read_error, write_error, zero_error, flush_error; /* errno, or 0 */
     unsigned zero_flags;                                  /* of the last call */
     unsigned flushes, fua_writes, trims, intends, intended_ranges;
-    uint64_t largest_write;
+    uint64_t largest_write, largest_read;
+    uint64_t good_reads; /* so many before read_error; 0 = none */
     pthread_mutex_t lock;
     pthread_cond_t changed;
     bool frozen;

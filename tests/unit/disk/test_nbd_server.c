@@ -328,6 +328,7 @@ static void a_long_simple_read_comes_whole(void **state)
     assert_int_equal(call(fd, NBD_CMD_READ, 0, 0, size), 0);
     get(fd, back, size);
     assert_memory_equal(data, back, size);
+    assert_true(f->disk.largest_read <= NBD_BUFFER_SIZE); /* nor does it cost more memory */
     close(fd);
 }
 
@@ -458,6 +459,23 @@ static void a_read_error_is_told_and_the_connection_goes_on(void **state)
     assert_memory_equal(back, data, 1u << 20);
     close(simple);
     close(structured);
+}
+
+/* The reply has begun by then: data that is none must not follow. */
+static void a_read_error_in_the_midst_of_a_simple_reply_ends_the_connection(void **state)
+{
+    struct fixture *f = *state;
+    uint8_t back[4096];
+    int fd = connect_simple(f);
+    f->disk.good_reads = 6; /* a MiB is read in five pieces, twice */
+    f->disk.read_error = EIO;
+    assert_int_equal(call(fd, NBD_CMD_READ, 0, 0, 1u << 20), 0);
+    size_t came = 0;
+    ssize_t n;
+    while ((n = recv(fd, back, sizeof back, 0)) > 0)
+        came += (size_t)n;
+    assert_true(came < 1u << 20);
+    close(fd);
 }
 
 static void a_failed_long_write_is_drained(void **state)
@@ -772,6 +790,7 @@ int main(void)
         TEST(block_status_tells_data_from_holes),
         TEST(a_shredded_disk_answers_block_status_in_parts),
         TEST(a_read_error_is_told_and_the_connection_goes_on),
+        TEST(a_read_error_in_the_midst_of_a_simple_reply_ends_the_connection),
         TEST(a_failed_long_write_is_drained),
         TEST(a_write_past_the_end_is_drained_and_refused),
         TEST(an_oversize_write_is_drained_and_refused),
