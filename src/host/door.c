@@ -27,8 +27,9 @@
 #include <sys/stat.h>
 #include <sys/un.h>
 
-#define HAND_OVER_MSEC 1 /* only a queue that is full would make us wait, for an orai-vm that does not look \
-                          */
+/* Only a queue that is full would make us wait, for an orai-vm that does not look into it. */
+#define HAND_OVER_MSEC 1
+#define LOOK_AGAIN_NSEC (5 * NSEC_PER_MSEC)
 
 /* The fixed descriptors stand first in the poll set. */
 enum { POLL_STOP, POLL_SIGNAL, POLL_LOCAL, POLL_PORT, POLL_FIXED };
@@ -49,6 +50,7 @@ struct door {
     char socket_path[PATH_MAX];
     struct half_open half_open[DOOR_MAX_HALF_OPEN];
     unsigned half_open_count;
+    bool local_open;      /* the unix socket is listened to */
     int64_t accept_again; /* after EMFILE and the like; 0 = at once */
 };
 
@@ -281,6 +283,8 @@ static void serve_half_open(struct door *door, const struct pollfd *polled, unsi
 static int poll_timeout(const struct door *door)
 {
     int64_t next = door->accept_again ? door->accept_again : INT64_MAX;
+    if (!door->local_open)
+        next = MIN(next, clock_now() + LOOK_AGAIN_NSEC);
     for (unsigned i = 0; i < door->half_open_count; i++)
         next = MIN(next, deadline(&door->half_open[i]));
     return next == INT64_MAX ? -1 : clock_poll_ms(next);
@@ -291,9 +295,11 @@ static void fill_poll(struct door *door, struct pollfd *fds)
     if (door->accept_again && clock_now() >= door->accept_again)
         door->accept_again = 0;
     bool open = !door->accept_again;
+    /* Local clients are all of one kind: one that waits in the kernel's queue keeps its turn. */
+    door->local_open = http_has_room(door->http);
     fds[POLL_STOP] = (struct pollfd){.fd = door->stop, .events = POLLIN};
     fds[POLL_SIGNAL] = (struct pollfd){.fd = door->signals, .events = POLLIN};
-    fds[POLL_LOCAL] = (struct pollfd){.fd = open ? door->local : -1, .events = POLLIN};
+    fds[POLL_LOCAL] = (struct pollfd){.fd = open && door->local_open ? door->local : -1, .events = POLLIN};
     fds[POLL_PORT] = (struct pollfd){.fd = open ? door->port : -1, .events = POLLIN};
     for (unsigned i = 0; i < door->half_open_count; i++)
         fds[POLL_FIXED + i] = (struct pollfd){.fd = door->half_open[i].fd, .events = POLLIN};

@@ -23,9 +23,13 @@
 #include <string.h>
 #include <sys/socket.h>
 
-#define MAX_INCOMING 64 /* connections that wait for the main thread */
+#define MAX_INCOMING 256 /* connections that wait for the main thread */
+/* Of them taken at once: much fewer than there are places, so that each has some turns of the loop to ask in.
+ */
+#define TURN 32
 
 static_assert(HTTP_MAX_LOCAL == HTTP_MAX_REMOTE, "one table for each");
+static_assert(4 * TURN <= HTTP_MAX_LOCAL, "see there");
 #define MAX_CONNECTIONS HTTP_MAX_LOCAL
 
 /* One per connection, made by libwebsockets. */
@@ -232,12 +236,14 @@ static void adopt(struct http *http, int fd, const struct crowd_member *who)
 
 static void take_connections(struct http *http)
 {
-    struct incoming incoming[MAX_INCOMING];
+    struct incoming incoming[TURN];
     pthread_mutex_lock(&http->lock);
-    unsigned count = http->incoming_count;
+    unsigned count = MIN(http->incoming_count, TURN), left = http->incoming_count -= count;
     memcpy(incoming, http->incoming, count * sizeof *incoming);
-    http->incoming_count = 0;
+    memmove(http->incoming, http->incoming + count, left * sizeof *incoming);
     pthread_mutex_unlock(&http->lock);
+    if (left)
+        http_wake(http);
     for (unsigned i = 0; i < count; i++)
         adopt(http, incoming[i].fd, &incoming[i].who);
 }
@@ -458,6 +464,14 @@ void http_stop(struct http *http)
 void http_wake(struct http *http)
 {
     lws_cancel_service(http->context);
+}
+
+bool http_has_room(struct http *http)
+{
+    pthread_mutex_lock(&http->lock);
+    bool room = http->incoming_count < MAX_INCOMING / 2; /* the rest is for those who cannot wait */
+    pthread_mutex_unlock(&http->lock);
+    return room;
 }
 
 void http_adopt(struct http *http, int socket)

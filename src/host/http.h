@@ -26,3 +26,5 @@ void http_stop(struct http *http);
 void http_wake(struct http *http);
 /* Takes over a connection: unix socket, or TCP on which TLS is still to begin. Any thread. */
 void http_adopt(struct http *http, int socket);
+/* false: so many wait for their turn that those who can should wait in the kernel's queue. Any thread. */
+bool http_has_room(struct http *http);
