@@ -13,7 +13,6 @@
 /* What a byte of a frame is on the wire: TLS records, and per 1448 of them the headers of TCP, IPv4 and
  * Ethernet. The user's limit is about the wire. */
 #define WIRE_OVERHEAD 1.05
-#define MAX_MAIL 64
 #define LAST_WORDS_NS (300 * NSEC_PER_MSEC) /* from a broken connection to the error frame on another */
 #define MAIL_PATIENCE_NS (5 * NSEC_PER_SEC) /* less than the peer's, which hears no ping meanwhile */
 
@@ -116,12 +115,14 @@ static bool wait_until(struct session *session, int64_t deadline)
     return pthread_cond_timedwait(&session->changed, &session->lock, &until) == 0;
 }
 
-static int count_mail(const struct session *session)
+static bool is_full(const struct session *session)
 {
-    int count = 0;
-    for (const struct mail *mail = session->first; mail; mail = mail->next)
+    size_t count = 0, bytes = 0;
+    for (const struct mail *mail = session->first; mail; mail = mail->next) {
         count++;
-    return count;
+        bytes += mail->frame.length;
+    }
+    return count >= SESSION_MAX_MAIL || bytes >= SESSION_MAX_MAIL_BYTES;
 }
 
 int session_post(struct session *session, struct link *link, const struct frame *frame,
@@ -136,9 +137,9 @@ int session_post(struct session *session, struct link *link, const struct frame 
 
     pthread_mutex_lock(&session->lock);
     int64_t patience = clock_now() + MAIL_PATIENCE_NS;
-    while (count_mail(session) >= MAX_MAIL && clock_now() < patience)
+    while (is_full(session) && clock_now() < patience)
         wait_until(session, patience);
-    bool full = count_mail(session) >= MAX_MAIL;
+    bool full = is_full(session);
     if (!full) {
         *session->last = mail;
         session->last = &mail->next;

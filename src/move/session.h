@@ -22,6 +22,10 @@
 #define MOVE_ANSWER_MS INT64_C(30000) /* for answers that take the peer some work */
 #define MOVE_OPEN_MS 1800000          /* a copy of the base image is made, perhaps on a slow disk */
 
+/* What lies unread, whoever sends it: so many frames, and no more once they have so many bytes. */
+#define SESSION_MAX_MAIL 64
+#define SESSION_MAX_MAIL_BYTES ((size_t)8 << 20)
+
 struct mail {
     struct mail *next;
     struct link *link;
@@ -66,8 +70,8 @@ void session_add_data(struct session *session, struct link *link);
  * lasts is kept. */
 void session_reset(struct session *session);
 
-/* For link callbacks: keeps a copy of the frame for the walker. Waits a little while 64 lie there unread
- * (files may come faster than they are written), then -EMSGSIZE. */
+/* For link callbacks: keeps a copy of the frame for the walker. Waits a little while as much lies there
+ * unread as may (files may come faster than they are written), then -EMSGSIZE. */
 int session_post(struct session *session, struct link *link, const struct frame *frame,
                  const uint8_t *payload, struct err *err);
 /* A link has ended; err->code 0 = the peer closed it. */

@@ -290,6 +290,25 @@ static void test_a_mailbox_that_nobody_empties_is_an_error_in_the_end(void **sta
                 MOVE_STALL_MS * NSEC_PER_MSEC); /* the peer must not think us dead first */
 }
 
+static int post_bytes(size_t size)
+{
+    static const uint8_t bytes[FRAME_MAX_PAYLOAD];
+    struct frame frame = {.type = FRAME_FILE, .length = (uint32_t)size};
+    return session_post(&session, NULL, &frame, bytes, NULL);
+}
+
+/* A hostile peer's are as long as may be. */
+static void test_long_mail_fills_the_mailbox_sooner(void **state)
+{
+    struct mail *mail;
+    for (size_t bytes = 0; bytes < SESSION_MAX_MAIL_BYTES; bytes += FRAME_MAX_PAYLOAD)
+        assert_int_equal(post_bytes(FRAME_MAX_PAYLOAD), 0);
+    assert_int_equal(post_bytes(0), -EMSGSIZE);
+    assert_int_equal(session_next(&session, in_msec(1000), &mail, NULL), 0);
+    free(mail);
+    assert_int_equal(post_bytes(FRAME_MAX_PAYLOAD), 0);
+}
+
 static int on_frame(void *arg, struct link *link, const struct frame *frame, const uint8_t *payload,
                     struct err *err)
 {
@@ -367,6 +386,7 @@ int main(void)
         TEST(test_a_reset_forgets_the_broken_connection),
         TEST(test_a_full_mailbox_holds_the_link_back),
         TEST(test_a_mailbox_that_nobody_empties_is_an_error_in_the_end),
+        TEST(test_long_mail_fills_the_mailbox_sooner),
         TEST(test_stop_brings_back_who_waits_to_send),
         TEST(test_the_end_of_a_link_is_heard),
     };
