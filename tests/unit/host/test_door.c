@@ -251,6 +251,8 @@ static void a_crowd_of_silent_connections_keeps_nobody_waiting(void **state)
     assert_int_equal(send(fd, hello, 100, 0), 100); /* an honest one whose hello comes in two parts */
     for (size_t i = ARRAY_SIZE(crowd) / 2; i < ARRAY_SIZE(crowd); i++)
         crowd[i] = knock_from(r, "127.0.0.2");
+    /* They have been let in, and have made room for each other. */
+    assert_true(closed_within(crowd[ARRAY_SIZE(crowd) - DOOR_MAX_HALF_OPEN - 8], 2000));
     assert_int_equal(send(fd, hello + 100, size - 100, 0), size - 100);
     close(take_descriptor(listener));
     assert_true(clock_now() - begun < DOOR_HELLO_MSEC * NSEC_PER_MSEC / 2);
@@ -513,18 +515,18 @@ static void strangers_on_the_port_do_not_hold_up_the_unix_socket(void **state)
     uint8_t hello[4096];
     size_t size = client_hello("orai", hello, sizeof hello);
     int fds[3 * HTTP_MAX_REMOTE];
+    struct peer self = {.name = "a", .address = "127.0.0.1", .port = door_port(r->door)};
+    self.fingerprint = *tls_identity_fingerprint(r->test.host.identity);
     for (size_t i = 0; i < ARRAY_SIZE(fds); i++) {
         fds[i] = knock_from(r, "127.0.0.2");
         assert_int_equal(send(fds[i], hello, size, 0), size);
+        if (i < HTTP_MAX_REMOTE || i % 16)
+            continue;
+        struct client_call ask = {.peer = &self, .method = "GET", .path = "/v1/vms", .msec = 5000};
+        assert_int_equal(client_call(&r->test.host, &ask), -EACCES); /* nobody's peer, but answered */
+        assert_non_null(strstr(ask.err.text, "no peer"));
     }
     expect_an_answer_in_time(r);
-    int64_t begun = clock_now();
-    struct peer self = {.name = "a", .address = "127.0.0.1", .port = door_port(r->door)};
-    self.fingerprint = *tls_identity_fingerprint(r->test.host.identity);
-    struct client_call ask = {.peer = &self, .method = "GET", .path = "/v1/vms", .msec = 5000};
-    assert_int_equal(client_call(&r->test.host, &ask), -EACCES); /* nobody's peer, but answered */
-    assert_non_null(strstr(ask.err.text, "no peer"));
-    assert_true(clock_now() - begun < 3 * NSEC_PER_SEC);
     for (size_t i = 0; i < ARRAY_SIZE(fds); i++)
         close(fds[i]);
 }

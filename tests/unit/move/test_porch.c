@@ -177,6 +177,18 @@ static void test_a_crowd_of_silent_ones_keeps_nobody_out(void **state)
     assert_true(eventually(refused == 2 * ARRAY_SIZE(fds)));
 }
 
+static void test_a_slow_one_is_not_pushed_out_by_a_crowd_from_elsewhere(void **state)
+{
+    int fds[10 * PLACES], slow = stranger("127.0.0.1");
+    for (size_t i = 0; i < ARRAY_SIZE(fds); i++)
+        fds[i] = stranger("127.0.0.2");
+    assert_true(closed_within(fds[0], 2000));
+    assert_false(closed_within(slow, 300));
+    for (size_t i = 0; i < ARRAY_SIZE(fds); i++)
+        close(fds[i]);
+    close(slow);
+}
+
 /* A place is one thread, whoever waits for it: memory does not grow with the crowd. */
 static void test_who_was_let_in_keeps_its_place(void **state)
 {
@@ -222,6 +234,7 @@ int main(void)
         TEST(test_another_key_does_not),
         TEST(test_a_silent_one_is_closed_after_its_time),
         TEST(test_a_crowd_of_silent_ones_keeps_nobody_out),
+        TEST(test_a_slow_one_is_not_pushed_out_by_a_crowd_from_elsewhere),
         TEST(test_who_was_let_in_keeps_its_place),
         TEST(test_closing_does_not_wait_for_silent_ones),
     };
