@@ -10,6 +10,7 @@
 #include "disk/relocate.h"
 #include "disk/split.h"
 #include "move/fault.h"
+#include "move/porch.h"
 #include "move/session.h"
 
 #include <errno.h>
@@ -26,11 +27,13 @@
 #define GREET_NS (20 * NSEC_PER_SEC)
 #define PIECE_BYTES ((size_t)WIRE_RUN_MAX_BLOCKS * DISK_BLOCK)
 #define HOT_EXTENTS 8192U
+#define LONGEST_MAIL (16U << 10) /* a hello; all else is shorter */
 
 struct lender {
     struct lender_options options;
     pthread_mutex_t lock;
     pthread_cond_t changed;
+    struct porch porch;   /* its own lock, never taken with `lock` held */
     unsigned connections; /* threads */
     struct conversation *conversations[MAX_CONNECTIONS];
     bool open, released, confirmed, closing;
@@ -39,8 +42,8 @@ struct lender {
 
 struct conversation {
     struct lender *lender;
-    int socket; /* until TLS has it */
-    int end;    /* the same, to shut it down by: a handshake and a dead link know no other interruption */
+    struct tls *tls; /* until the link has it */
+    int end;         /* its socket, to shut it down by: a dead link knows no other interruption */
     struct session session;
     bool background; /* the connection for what nobody waits for */
     bool told_hot;
@@ -126,6 +129,9 @@ static int on_frame(void *arg, struct link *link, const struct frame *frame, con
                     struct err *err)
 {
     struct conversation *conversation = arg;
+    if (frame->length > LONGEST_MAIL)
+        return err_set(err, EPROTO, "the borrower sent a \"%s\" of %u bytes", frame_type_name(frame->type),
+                       frame->length);
     return session_post(&conversation->session, link, frame, payload, err);
 }
 
@@ -327,15 +333,10 @@ static void tell(struct conversation *conversation, struct err *err)
 static int connect_link(struct conversation *conversation, struct err *err)
 {
     const struct lender_options *options = &conversation->lender->options;
-    struct tls *tls;
-    int r = tls_accept(options->host->identity, conversation->socket, &options->borrower,
-                       clock_now() + GREET_NS, &tls, err);
-    if (r < 0)
-        return r;
     /* No epoch yet: one that asks for another gets an answer. */
     struct link_options link = {.vm = options->vm, .heartbeat = true, .stall_ms = MOVE_STALL_MS};
     struct link_handler handler = {.frame = on_frame, .closed = on_closed, .arg = conversation};
-    return link_start(tls, &link, &handler, &conversation->session.control, err);
+    return link_start(TAKE_PTR(conversation->tls), &link, &handler, &conversation->session.control, err);
 }
 
 static bool enter(struct lender *lender, struct conversation *conversation)
@@ -363,6 +364,7 @@ static void leave(struct lender *lender, const struct conversation *conversation
 static void discard(struct conversation *conversation)
 {
     session_done(&conversation->session);
+    tls_close(conversation->tls);
     close_cleanup(&conversation->end);
     free(conversation);
 }
@@ -390,19 +392,26 @@ static void *converse_thread(void *arg)
     return NULL;
 }
 
-void lender_connection(struct lender *lender, int socket)
+/* On a thread of the porch: the borrower's key is proved. */
+static void greeted(void *arg, struct tls *tls, const struct err *why)
 {
+    static struct log_limit limit;
+    struct lender *lender = arg;
     struct err err = ERR_NONE;
-    struct conversation *conversation = calloc(1, sizeof *conversation);
     pthread_t thread;
+    if (!tls) {
+        log_limited(&limit, LOG_LEVEL_INFO, "lending: %s", why->text);
+        return;
+    }
+    struct conversation *conversation = calloc(1, sizeof *conversation);
     if (!conversation || session_init(&conversation->session, 0, &err) < 0) {
         free(conversation);
-        close(socket);
+        tls_close(tls);
         return;
     }
     conversation->lender = lender;
-    conversation->socket = socket;
-    conversation->end = fcntl(socket, F_DUPFD_CLOEXEC, 0);
+    conversation->tls = tls;
+    conversation->end = fcntl(tls_socket(tls), F_DUPFD_CLOEXEC, 0);
     if (conversation->end < 0 || !enter(lender, conversation))
         goto refuse;
     pthread_mutex_lock(&lender->lock);
@@ -418,7 +427,15 @@ void lender_connection(struct lender *lender, int socket)
     pthread_mutex_unlock(&lender->lock);
 refuse:
     discard(conversation);
-    close(socket);
+}
+
+void lender_connection(struct lender *lender, int socket)
+{
+    porch_knock(&lender->porch, &(struct porch_knock){.socket = socket,
+                                                      .identity = lender->options.host->identity,
+                                                      .expected = lender->options.borrower,
+                                                      .or = lender->options.borrower,
+                                                      .arg = lender});
 }
 
 /* --- the object ------------------------------------------------------------------------------------------
@@ -431,6 +448,7 @@ int lender_new(const struct lender_options *options, struct lender **ret, struct
         return err_set(err, ENOMEM, "out of memory");
     lender->options = *options;
     pthread_mutex_init(&lender->lock, NULL);
+    porch_init(&lender->porch, MAX_CONNECTIONS, GREET_NS, greeted);
     pthread_condattr_t monotonic;
     pthread_condattr_init(&monotonic);
     pthread_condattr_setclock(&monotonic, CLOCK_MONOTONIC);
@@ -479,6 +497,7 @@ void lender_free(struct lender *lender)
 {
     if (!lender)
         return;
+    porch_close(&lender->porch);
     int64_t until = clock_now() + FAREWELL_NS;
     const struct timespec at = {.tv_sec = until / NSEC_PER_SEC, .tv_nsec = until % NSEC_PER_SEC};
     pthread_mutex_lock(&lender->lock);
@@ -495,6 +514,7 @@ void lender_free(struct lender *lender)
     while (lender->connections)
         pthread_cond_wait(&lender->changed, &lender->lock);
     pthread_mutex_unlock(&lender->lock);
+    porch_free(&lender->porch);
     pthread_cond_destroy(&lender->changed);
     pthread_mutex_destroy(&lender->lock);
     free(lender);

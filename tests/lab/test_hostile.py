@@ -106,13 +106,14 @@ def crowds_everywhere(lab, guest, count=8000, rate=300):
 
 
 def test_moves_go_through_in_a_crowd(labs, guests):
-    """There and back, each time to an arrival that strangers greet as well."""
+    """There and back, each time to an arrival that strangers greet as well; back with the disk after the guest."""
     lab = labs("a", "b")
     guest = guests(lab, lab.a, disk="64M", region=16 * MIB, rate=50)
     with crowds_everywhere(lab, guest), watch(lab, guest) as seen:
-        for source, target in ((lab.a, lab.b), (lab.b, lab.a)):
-            source.orai("move", guest.name, target.name, timeout=60)
+        for source, target, mode in ((lab.a, lab.b, "precopy"), (lab.b, lab.a, "postcopy")):
+            source.orai("move", guest.name, target.name, "--mode", mode, timeout=60)
             seen.pids[f"orai-vm of {target.name}"] = target.pid_of("orai-vm", guest.name)
+        whole(lab.a, guest, lab.b)
     check_cost(seen)
     assert lab.where(guest.name) == {"a": "running", "b": "replica"}
     guest.check_alive()
