@@ -253,10 +253,10 @@ static int boot(struct vm *vm, struct err *err)
         r = claim_disks(vm, err);
     if (r == 0)
         r = machine_open_disks(vm->machine, 0, err);
+    if (r == 0) /* QEMU itself reads the first blocks, before it answers */
+        r = vm_start_fetch(vm, err);
     if (r == 0)
         r = machine_start(vm->machine, false, events_from_qemu, vm, err);
-    if (r == 0)
-        r = vm_start_fetch(vm, err);
     if (r == 0)
         r = qemu_cont(machine_qemu(vm->machine), err);
     if (r < 0 && vm->machine)
