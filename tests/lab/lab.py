@@ -26,6 +26,7 @@ from host import Host
 
 ROOT = Path(__file__).resolve().parents[2]
 BUILD = Path(os.environ.get("ORAI_BUILD", ROOT / "build")).resolve()
+DELAY = BUILD / "tests" / "lab" / "delay"
 CACHE = Path(os.environ.get("ORAI_CACHE", "/var/cache/orai-lab"))
 PREFIX = "orai-lab"
 NETWORK = "10.77.0"
@@ -39,15 +40,15 @@ standing = []  # labs to be taken down at exit
 
 class Lab:
     """Hosts named so, connected and trusting each other. `rate` in bits per second limits each host's cable;
-    `disk_sizes` ({name: bytes}) gives hosts a small disk; `builds` ({name: folder}) other programs; `qemus`
+    `rtt` in seconds is the time from one host to another and back; `disk_sizes` ({name: bytes}) gives hosts a small disk; `builds` ({name: folder}) other programs; `qemus`
     ({name: file}) another QEMU."""
 
-    def __init__(self, *names, rate=None, disk_sizes=None, builds=None, qemus=None, keep=False, folder="/var/tmp"):
+    def __init__(self, *names, rate=None, rtt=None, disk_sizes=None, builds=None, qemus=None, keep=False, folder="/var/tmp"):
         sweep(folder)
         self.prefix = f"{PREFIX}-{os.getpid()}-{next(serial)}"
         self.folder = Path(tempfile.mkdtemp(prefix=f"{self.prefix}-", dir=folder))
         self.folder.chmod(0o711)
-        self.keep, self.rate = keep, rate
+        self.keep, self.rate, self.rtt = keep, rate, rtt
         self.hosts, self.namespaces = {}, []
         standing.append(self)
         self.builds, self.disk_sizes, self.qemus = builds or {}, disk_sizes or {}, qemus or {}
@@ -71,6 +72,8 @@ class Lab:
         """One more host; it and all others trust each other. Another `kind` is made with `keywords`."""
         namespace = self.namespace(name)
         link = self.segment.plug(namespace, "uplink")
+        if self.rtt:
+            link.delay(self.rtt / 4, DELAY)  # two cables, two ways
         if self.rate:
             link.limit(self.rate)
         keywords = keywords or {"build": self.builds.get(name, BUILD),

@@ -131,6 +131,18 @@ class Link:
             run("tc", "-n", namespace.name, "qdisc", "replace", "dev", interface, "root", "tbf",
                 "rate", f"{bits_per_second}bit", "burst", 256 << 10, "latency", "50ms")
 
+    def delay(self, seconds, program):
+        """Every frame takes so long, each way: `program` (delay.c) joins cable and switch. Before limit()."""
+        cable, end, port = self.port, f"end{self.port}", f"far{self.port}"
+        self.segment.ip("link", "add", end, "mtu", MTU, "type", "veth", "peer", "name", port, "mtu", MTU)
+        self.segment.ip("link", "set", cable, "nomaster")
+        self.segment.ip("link", "set", port, "master", "lan", "up")
+        self.segment.ip("link", "set", end, "up")
+        self.port = port
+        process = self.segment.popen(program, cable, end, round(seconds * 1e9), stdout=subprocess.PIPE)
+        if process.stdout.readline() != b"ready\n":
+            raise RuntimeError(f"the delay of {self.port} ended with {process.wait()}")
+
     def cut(self):
         """The switch drops all frames of this port, both ways; neither end sees its carrier go."""
         run("bridge", "-n", self.segment.name, "link", "set", "dev", self.port, "state", 0)

@@ -3,13 +3,14 @@
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
 from pathlib import Path
 
 import netns
-from lab import PREFIX, Lab, sweep
+from lab import DELAY, PREFIX, Lab, sweep
 
 HERE = Path(__file__).parent
 
@@ -93,26 +94,65 @@ def test_two_labs_at_once_do_not_meet():
     assert not [name for name in netns.names() if name.startswith(f"{PREFIX}-{os.getpid()}-")]
 
 
+def connected(one, two):
+    """Two sockets of a connection from namespace `one` to `two`, which has the address 10.77.0.2."""
+    with two.socket() as listener:
+        listener.bind(("10.77.0.2", 1000))
+        listener.listen()
+        sender = one.socket()
+        sender.connect(("10.77.0.2", 1000))
+        sender.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        return sender, listener.accept()[0]
+
+
+def throughput(link, sender, receiver, seconds=2):
+    """Bits per second that leave through `link`."""
+    sink = subprocess.Popen(["cat"], stdin=receiver, stdout=subprocess.DEVNULL)
+    chunk, began = bytes(1 << 16), time.monotonic()
+    before = link.sent()
+    while time.monotonic() < began + seconds:
+        sender.sendall(chunk)
+    rate = (link.sent() - before) * 8 / (time.monotonic() - began)
+    sender.close()
+    sink.terminate()
+    sink.wait()
+    receiver.close()
+    return rate
+
+
+def round_trips(sender, receiver, count=20):
+    """Seconds that a byte there and one back take, sorted."""
+    taken = []
+    for _ in range(count):
+        began = time.monotonic()
+        sender.send(b"?")
+        receiver.send(receiver.recv(1))
+        sender.recv(1)
+        taken.append(time.monotonic() - began)
+    return sorted(taken)
+
+
 def test_a_limited_link_is_as_slow_as_asked():
     with Lab() as lab:
         one, link = plug(lab, "one", "10.77.0.1")
         two, _ = plug(lab, "two", "10.77.0.2")
         link.limit(200_000_000)
-        listener = two.socket()
-        listener.bind(("10.77.0.2", 1000))
-        listener.listen()
-        sender = one.socket()
-        sender.connect(("10.77.0.2", 1000))
-        receiver, _ = listener.accept()
-        began, chunk = time.monotonic(), bytes(1 << 16)
-        before = link.sent()
-        sink = subprocess.Popen(["cat"], stdin=receiver, stdout=subprocess.DEVNULL)
-        while time.monotonic() < began + 2:
-            sender.sendall(chunk)
-        rate = (link.sent() - before) * 8 / (time.monotonic() - began)
-        sender.close()
-        sink.terminate()
-        sink.wait()
-        for s in (receiver, listener):
-            s.close()
-        assert 180_000_000 < rate < 220_000_000
+        assert 180_000_000 < throughput(link, *connected(one, two)) < 220_000_000
+
+
+def test_a_long_link_takes_the_time_asked_and_carries_the_rate_asked():
+    with Lab() as lab:
+        one, link = plug(lab, "one", "10.77.0.1")
+        two, other = plug(lab, "two", "10.77.0.2")
+        for each in (link, other):
+            each.delay(0.005, DELAY)
+            each.limit(200_000_000)
+        ends = connected(one, two)
+        taken = round_trips(*ends)
+        assert taken[0] >= 0.020, "nothing may come too early"
+        assert taken[len(taken) // 2] < 0.0215, taken
+        assert 140_000_000 < throughput(link, *ends, seconds=3) < 220_000_000, "it began slowly, as TCP does"
+        link.cut()
+        assert not reaches(one, "10.77.0.2")
+        link.heal()
+        assert reaches(one, "10.77.0.2")
