@@ -58,11 +58,20 @@ static int burst(struct departure *departure, size_t bytes, int64_t *ret_ns, str
     return 0;
 }
 
+/* Nothing in a post-copy move hangs on the link's rate, and nothing there may wait for a measurement: it ends
+ * as soon as the destination is open, and is not tried over a link on which it would take longer than that.
+ */
+static bool hurried(const struct departure *departure, int64_t rtt)
+{
+    return departure->options.mode == MOVE_POSTCOPY && !departure->options.dry_run &&
+           (departure->opened || rtt > PROBE_ENOUGH_NS);
+}
+
 /* The shortest of three empty bursts. */
 static int measure_rtt(struct departure *departure, int64_t *ret, struct err *err)
 {
     int64_t rtt = INT64_MAX, took = 0;
-    for (int i = 0; i < 3; i++) {
+    for (int i = 0; i < 3 && (i == 0 || !hurried(departure, rtt)); i++) {
         int r = burst(departure, 0, &took, err);
         if (r < 0)
             return r;
@@ -93,7 +102,7 @@ int plan_measure(struct departure *departure, struct err *err)
     int r = measure_rtt(departure, &rtt, err);
     double rate = 0, before = 0;
     size_t most = most_to_probe(departure);
-    for (size_t bytes = PROBE_MIN_BYTES; r == 0 && bytes <= most; bytes *= 2) {
+    for (size_t bytes = PROBE_MIN_BYTES; r == 0 && bytes <= most && !hurried(departure, rtt); bytes *= 2) {
         r = burst(departure, bytes, &took, err);
         net = MAX(took - rtt, INT64_C(1));
         before = rate;
@@ -108,7 +117,7 @@ int plan_measure(struct departure *departure, struct err *err)
     rate = MAX(rate, before);
     prediction->rtt_ms = (double)rtt / NSEC_PER_MSEC;
     prediction->link_rate = (uint64_t)rate;
-    if (departure->options.bandwidth)
+    if (departure->options.bandwidth && rate > 0)
         prediction->link_rate = MIN(prediction->link_rate, departure->options.bandwidth);
     return 0;
 }
@@ -217,7 +226,7 @@ static void model(struct departure *departure)
 
 void plan_refine(struct departure *departure)
 {
-    if (!departure->dirty_rate_known && ask_dirty_rate(departure))
+    if (departure->prediction.known && !departure->dirty_rate_known && ask_dirty_rate(departure))
         model(departure);
 }
 
@@ -237,5 +246,6 @@ void plan_predict(struct departure *departure)
         departure->prepared += START_SECONDS * busy_factor();
         wait_dirty_rate(departure);
     }
-    model(departure);
+    if (departure->prediction.link_rate)
+        model(departure);
 }
