@@ -117,7 +117,6 @@ static int on_hello(struct arrival *arrival, struct link *link, const struct fra
         r = read_hello(json, &hello, err);
     if (r < 0)
         return r;
-    link_set_epoch(link, frame->epoch);
     r = check_protocol(&hello, json_str(json, "version", "?"), err);
     if (r == 0) {
         pthread_mutex_lock(&arrival->lock);
@@ -266,6 +265,9 @@ static int on_frame(void *arg, struct link *link, const struct frame *frame, con
 {
     struct arrival *arrival = arg;
     unsigned index = 0;
+    /* The source learns while it prepares which epoch this is about. From its first frame of that on, answers
+     * are of it too; older frames do not get here. */
+    link_set_epoch(link, frame->epoch);
     switch (kind_of(arrival, link, &index)) {
     case KIND_UNASSIGNED:
         return frame->type == FRAME_HELLO ? on_hello(arrival, link, frame, payload, err)

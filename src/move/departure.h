@@ -44,7 +44,11 @@ struct departure {
     atomic_bool run_here;  /* a human decided; set by any thread */
     bool resumed;          /* after a crash of orai-vm: only the commit is left */
 
-    uint64_t next_epoch; /* what the destination will hold */
+    uint64_t next_epoch;                /* what the destination will hold */
+    struct departure_opening *openings; /* departure_connect.c; NULL: no handshake is under way */
+    unsigned opening_count;
+    unsigned greeted;      /* data connections whose hello was answered; guarded by the session's lock */
+    uint64_t stream_taken; /* by the destination's QEMU, as the first of them heard */
     struct prediction prediction;
     uint64_t used_memory, memory_dirty_rate; /* bytes, bytes per second: what the prediction stands on */
     bool dirty_rate_known;
@@ -116,8 +120,14 @@ void departure_show(struct departure *departure); /* publishes numbers */
 /* The control connection with its hello; `again` = for the commit only. */
 int departure_connect(struct departure *departure, bool again, int64_t deadline, struct err *err);
 #define MOVE_CONNECT_NS (10 * NSEC_PER_SEC)
-/* The data connections. */
+/* Begins the data connections' handshakes, which go on by themselves; whoever does not come to
+ * departure_connect_data drops them. */
+int departure_open_data(struct departure *departure, struct err *err);
+void departure_drop_openings(struct departure *departure);
+/* The data connections, once there is one for control; their hellos are on their way. */
 int departure_connect_data(struct departure *departure, struct err *err);
+/* All of them were answered: they may be used. */
+int departure_wait_greeted(struct departure *departure, struct err *err);
 /* The next frame, of `type`. "opened" may come before it and is remembered. `ret` (may be NULL): the caller
  * frees it. */
 int departure_await(struct departure *departure, enum frame_type type, int64_t deadline, struct mail **ret,

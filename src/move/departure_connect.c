@@ -2,6 +2,11 @@
  *
  * The source's connections: one for control, then those for data. Frames that come on them are handed to the
  * walker, but for a few that the link's own thread takes.
+ *
+ * Over a long link what counts is how many answers are waited for one after the other. So all handshakes run
+ * side by side, on threads of their own, and the walker does not wait for the greetings of data connections
+ * until it needs these. The destination takes them in their order: each is greeted when the one before it has
+ * been answered, by that one's thread.
  */
 #include "base/clock.h"
 #include "base/json.h"
@@ -13,6 +18,45 @@
 #include <netinet/tcp.h>
 #include <string.h>
 
+static int send_hello(struct departure *departure, struct link *link, const char *role, unsigned index,
+                      struct err *err)
+{
+    char move[ID_TEXT_SIZE];
+    _cleanup_json_ json_t *hello = json_pack(
+        "{s:i, s:s, s:i, s:s, s:s, s:s, s:I}", "protocol", MOVE_PROTOCOL_VERSION, "role", role, "index",
+        (int)index, "move", id_format(&departure->options.move, move), "host", departure->host->name,
+        "version", ORAI_VERSION, "taken", (json_int_t)stream_taken(departure->session.stream));
+    return link_send_json(link, FRAME_HELLO, hello, err);
+}
+
+/* A data connection's hello was answered. A link is freed only after the thread of the one before it has
+ * ended (session_reset), so the next one is still there. */
+static int on_greeted(struct departure *departure, const struct link *link, const uint8_t *payload,
+                      size_t size, struct err *err)
+{
+    struct session *session = &departure->session;
+    struct link *next = NULL;
+    _cleanup_json_ json_t *hello = NULL;
+    int r = json_parse((const char *)payload, size, "the destination's hello", &hello, err);
+    if (r < 0)
+        return r;
+    pthread_mutex_lock(&session->lock);
+    unsigned index = departure->greeted;
+    bool due = index < session->data_count && session->data[index] == link;
+    if (due) {
+        departure->greeted++;
+        if (index == 0)
+            departure->stream_taken = json_u64(hello, "taken", 0);
+        if (index + 1 < session->data_count)
+            next = session->data[index + 1];
+    }
+    pthread_mutex_unlock(&session->lock);
+    if (!due)
+        return err_set(err, EPROTO, "a hello out of turn");
+    session_wake(session);
+    return next ? send_hello(departure, next, "data", index + 1, err) : 0;
+}
+
 /* Only return traffic arrives on data links; control frames go to the walker. */
 static int on_frame(void *arg, struct link *link, const struct frame *frame, const uint8_t *payload,
                     struct err *err)
@@ -21,6 +65,9 @@ static int on_frame(void *arg, struct link *link, const struct frame *frame, con
     struct session *session = &departure->session;
     struct wire_mark mark;
     switch (frame->type) {
+    case FRAME_HELLO:
+        return link == session->control ? session_post(session, link, frame, payload, err)
+                                        : on_greeted(departure, link, payload, frame->length, err);
     case FRAME_BACK:
         return session->stream ? stream_take(session->stream, link, payload, frame->length, err) : 0;
     case FRAME_TAKEN:
@@ -69,7 +116,7 @@ static size_t queue_bytes(const struct departure *departure)
 }
 
 /* A connection's handshakes, which may run on a thread of their own; `err` and `tls` are what came of it. */
-struct opening {
+struct departure_opening {
     struct departure *departure;
     int64_t deadline;
     struct tls *tls; /* NULL: failed */
@@ -80,7 +127,7 @@ struct opening {
 
 static void *shake_hands(void *arg)
 {
-    struct opening *opening = arg;
+    struct departure_opening *opening = arg;
     const struct departure *departure = opening->departure;
     const struct move_peer *peer = &departure->options.peer;
     char id[ID_TEXT_SIZE], server_name[ID_TEXT_SIZE + 8];
@@ -150,84 +197,112 @@ int departure_await(struct departure *departure, enum frame_type type, int64_t d
     }
 }
 
-/* Every connection begins with a hello and its answer. */
-static int greet(struct departure *departure, struct link *link, const char *role, int index,
-                 int64_t deadline, json_t **ret, struct err *err)
+static int greet_control(struct departure *departure, const char *role, int64_t deadline, struct err *err)
 {
-    char move[ID_TEXT_SIZE];
     struct mail *mail = NULL;
-    _cleanup_json_ json_t *hello = json_pack(
-        "{s:i, s:s, s:i, s:s, s:s, s:s, s:I}", "protocol", MOVE_PROTOCOL_VERSION, "role", role, "index",
-        index, "move", id_format(&departure->options.move, move), "host", departure->host->name, "version",
-        ORAI_VERSION, "taken", (json_int_t)stream_taken(departure->session.stream));
-    int r = link_send_json(link, FRAME_HELLO, hello, err);
+    _cleanup_json_ json_t *hello = NULL;
+    int r = send_hello(departure, departure->session.control, role, 0, err);
     if (r == 0)
         r = departure_await(departure, FRAME_HELLO, deadline, &mail, err);
     if (r == 0)
-        r = json_parse((const char *)mail->payload, mail->frame.length, "the destination's hello", ret, err);
+        r = json_parse((const char *)mail->payload, mail->frame.length, "the destination's hello", &hello,
+                       err);
     free(mail);
+    departure->memory_wanted = json_bool(hello, "memory_wanted", false);
     return r;
 }
 
 int departure_connect(struct departure *departure, bool again, int64_t deadline, struct err *err)
 {
-    struct opening opening = {.departure = departure, .deadline = deadline};
+    struct departure_opening opening = {.departure = departure, .deadline = deadline};
     shake_hands(&opening);
     if (!opening.tls) {
         *err = opening.err;
         return -err->code;
     }
-    _cleanup_json_ json_t *hello = NULL;
     int r = start_link(departure, true, opening.tls, &departure->session.control, err);
-    if (r == 0)
-        r = greet(departure, departure->session.control, again ? "again" : "control", 0, deadline, &hello,
-                  err);
-    departure->memory_wanted = json_bool(hello, "memory_wanted", false);
-    return r;
+    return r < 0 ? r : greet_control(departure, again ? "again" : "control", deadline, err);
 }
 
-/* The destination takes data connections in their order, so they are greeted one after the other. */
-static int add_data(struct departure *departure, unsigned index, const struct opening *opening,
-                    struct err *err)
+/* --- data ------------------------------------------------------------------------------------------------
+ */
+
+int departure_open_data(struct departure *departure, struct err *err)
+{
+    unsigned count = departure->options.connections;
+    assert(count <= MOVE_MAX_CONNECTIONS);
+    departure->openings = calloc(count, sizeof *departure->openings);
+    if (!departure->openings)
+        return err_set(err, ENOMEM, "out of memory");
+    departure->opening_count = count;
+    for (unsigned i = 0; i < count; i++) {
+        struct departure_opening *opening = &departure->openings[i];
+        *opening =
+            (struct departure_opening){.departure = departure, .deadline = clock_now() + MOVE_CONNECT_NS};
+        opening->running = pthread_create(&opening->thread, NULL, shake_hands, opening) == 0;
+        if (!opening->running)
+            shake_hands(opening);
+    }
+    return 0;
+}
+
+void departure_drop_openings(struct departure *departure)
+{
+    for (unsigned i = 0; i < departure->opening_count; i++) {
+        struct departure_opening *opening = &departure->openings[i];
+        if (opening->running)
+            pthread_join(opening->thread, NULL);
+        tls_close(opening->tls);
+    }
+    departure->opening_count = 0;
+    free(TAKE_PTR(departure->openings));
+}
+
+static int add_data(struct departure *departure, struct departure_opening *opening, struct err *err)
 {
     struct link *link;
-    _cleanup_json_ json_t *hello = NULL;
+    if (opening->running)
+        pthread_join(opening->thread, NULL);
+    opening->running = false;
     if (!opening->tls) {
         *err = opening->err;
         return -err->code;
     }
-    int r = start_link(departure, false, opening->tls, &link, err);
-    if (r < 0)
-        return r;
-    session_add_data(&departure->session, link);
-    r = greet(departure, link, "data", (int)index, opening->deadline, &hello, err);
-    if (r == 0 && departure->session.stream) /* it goes on where it was */
-        r = stream_attach(departure->session.stream, link, json_u64(hello, "taken", 0), err);
+    int r = start_link(departure, false, TAKE_PTR(opening->tls), &link, err);
+    if (r == 0)
+        session_add_data(&departure->session, link);
     return r;
 }
 
-/* Their handshakes, which are most of the round trips, run side by side. */
 int departure_connect_data(struct departure *departure, struct err *err)
 {
-    struct opening openings[MOVE_MAX_CONNECTIONS];
-    unsigned count = departure->options.connections;
+    int r = departure->openings ? 0 : departure_open_data(departure, err);
+    departure->greeted = 0;
+    for (unsigned i = 0; r == 0 && i < departure->opening_count; i++)
+        r = add_data(departure, &departure->openings[i], err);
+    departure_drop_openings(departure);
+    return r < 0 ? r : send_hello(departure, departure->session.data[0], "data", 0, err);
+}
+
+int departure_wait_greeted(struct departure *departure, struct err *err)
+{
+    struct session *session = &departure->session;
     int64_t deadline = clock_now() + MOVE_CONNECT_NS;
-    int r = 0;
-    assert(count <= MOVE_MAX_CONNECTIONS);
-    for (unsigned i = 0; i < count; i++) {
-        openings[i] = (struct opening){.departure = departure, .deadline = deadline};
-        openings[i].running = pthread_create(&openings[i].thread, NULL, shake_hands, &openings[i]) == 0;
-        if (!openings[i].running)
-            shake_hands(&openings[i]);
+    for (;;) {
+        pthread_mutex_lock(&session->lock);
+        bool done = departure->greeted == session->data_count;
+        pthread_mutex_unlock(&session->lock);
+        if (done)
+            break;
+        if (clock_now() > deadline)
+            return err_set(err, ETIMEDOUT, "the destination did not answer on a data connection in time");
+        int r = session_nap(session, clock_now() + 20 * NSEC_PER_MSEC, err);
+        if (r < 0)
+            return r;
     }
-    for (unsigned i = 0; i < count; i++)
-        if (openings[i].running)
-            pthread_join(openings[i].thread, NULL);
-    for (unsigned i = 0; i < count; i++) {
-        if (r == 0)
-            r = add_data(departure, i, &openings[i], err);
-        else
-            tls_close(openings[i].tls);
-    }
-    return r;
+    for (unsigned i = 0; i < session->data_count; i++) /* it may have been chosen since they were made */
+        link_set_epoch(session->data[i], departure->next_epoch);
+    /* It goes on where it was. */
+    return session->stream ? stream_attach(session->stream, session->data[0], departure->stream_taken, err)
+                           : 0;
 }

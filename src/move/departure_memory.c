@@ -191,6 +191,8 @@ static int connect_anew(struct departure *departure, struct err *err)
     if (r < 0)
         return r;
     r = departure_connect_data(departure, err);
+    if (r == 0)
+        r = departure_wait_greeted(departure, err);
     if (r < 0) /* one that was not greeted carries nothing, and would look like one that does */
         session_reset(&departure->session);
     return r;

@@ -4,15 +4,15 @@
  * so that what fails later is only what nobody could know before.
  *
  *   hello ->                         <- hello
+ *   hello on each data connection -> <- hello              at any moment until they are needed
  *   prepare (config, files) ->       <- lineage of each disk it has, prepared (what it has and needs)
  *   base (how to build the disks), lineage (first claims), file... ->
  *                                    <- [fork (blocks)...]
- *   hello on each data connection -> <- hello
  *   probe... ->                      <- probed             the link's rate, for the prediction
  *                                    <- opened
  *
- * The last is what takes time (the disks are built, QEMU starts), so the connections are made and the link is
- * measured meanwhile, and "opened" may come at any moment after the forks.
+ * The last is what takes time (the disks are built, QEMU starts), so the link is measured meanwhile, and
+ * "opened" may come at any moment after the forks.
  */
 #include "base/clock.h"
 #include "base/endian.h"
@@ -397,7 +397,7 @@ static int prepare(struct departure *departure, const struct travelling_file fil
     for (size_t i = 0; r == 0 && i < departure_disks(departure); i++)
         r = make_relocate(departure, i, &bases[i], err);
     if (r == 0 && !departure->options.dry_run)
-        r = departure_connect_data(departure, err);
+        r = departure_wait_greeted(departure, err);
     if (r == 0)
         r = plan_measure(departure, err);
     if (r == 0)
@@ -421,8 +421,13 @@ int departure_prepare(struct departure *departure, struct err *err)
     departure->guest_runs = r == 0 && strcmp(status, "running") == 0;
     departure->memory_later = departure->options.memory_later;
     plan_begin(departure);
+    if (r == 0 && !departure->options.dry_run)
+        r = departure_open_data(departure, err);
     if (r == 0)
         r = departure_connect(departure, false, clock_now() + MOVE_CONNECT_NS, err);
+    if (r == 0 && !departure->options.dry_run)
+        r = departure_connect_data(departure, err);
+    departure_drop_openings(departure);
     if (r == 0)
         r = files_load(departure, files, err);
     if (r == 0)
