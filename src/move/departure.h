@@ -78,6 +78,7 @@ struct departure {
     } * hashes, **last_hashes;
     bool migrating;             /* QEMU was told to migrate */
     bool memory_later;          /* after the switch: a wish until the destination has said "opened" */
+    struct qemu_pages early;    /* what its devices need first; then */
     bool memory_wanted;         /* the destination's newest hello: it waits for the rest */
     int futile;                 /* passes over memory in a row that gained nothing */
     _Atomic int64_t stopped_at; /* clock_now() of QEMU's STOP; set by the QMP thread */
@@ -143,8 +144,8 @@ int departure_check_time(struct departure *departure, struct err *err);
 int departure_start_memory(struct departure *departure, struct err *err);
 /* QEMU's numbers for those who watch; -EIO when it gave up. */
 int departure_watch_memory(struct departure *departure, struct err *err);
-/* 0 when no page has gone over yet. */
-int departure_check_unsent(struct departure *departure, struct err *err);
+/* Before memory that follows is let go: none of it may have gone, and what is needed first goes first. */
+int departure_lead_memory(struct departure *departure, struct err *err);
 /* Until QEMU has sent everything and the destination's has confirmed it. */
 int departure_wait_completed(struct departure *departure, struct err *err);
 /* After this QEMU knows of no migration; at any moment before the commit, or when the guest comes back. */

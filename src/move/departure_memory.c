@@ -4,8 +4,9 @@
  * decides when it is over), or after it:
  *
  *   transfer  QEMU is told to switch before it is let near the stream (relay_admit), so no page goes
- *   pause     QEMU sends the device state; the destination loads it and holds the guest, stopped
- *   finish    the guest runs there and asks for pages, and we send the rest (departure_follow)
+ *   pause     QEMU hears, as if from the destination, which pages will be asked for first; it sends
+ * the device state, then these; the destination loads it and holds the guest, stopped finish    the guest
+ * runs there and asks for pages, and we send the rest (departure_follow)
  *
  * Until the commit this can be taken back, though QEMU knows no such thing once it is in post-copy: our end
  * of its stream stays open whatever becomes of the link, so for QEMU nothing has failed yet. The rest of the
@@ -41,7 +42,7 @@ int departure_start_memory(struct departure *departure, struct err *err)
     struct qemu *qemu = machine_qemu(departure->machine);
     snprintf(path, sizeof path, "%s/migrate.sock", departure->host->env.run_dir);
     int r = stream_listen(path, departure->host->env.uid, departure->memory_later, &session->stream, err);
-    if (r == 0)
+    if (r == 0 && !departure->memory_later)
         r = stream_attach(session->stream, session->data[0], 0, err);
     if (r < 0)
         return r;
@@ -81,7 +82,7 @@ int departure_watch_memory(struct departure *departure, struct err *err)
 }
 
 /* An emulated guest may have written to a page after QEMU looked (memory/compare.h): none may have gone. */
-int departure_check_unsent(struct departure *departure, struct err *err)
+static int check_unsent(struct departure *departure, struct err *err)
 {
     struct qemu_migration migration;
     int r = qemu_migrate_query(machine_qemu(departure->machine), &migration, err);
@@ -89,6 +90,41 @@ int departure_check_unsent(struct departure *departure, struct err *err)
         r = err_set(err, EAGAIN, "QEMU sent %llu pages of memory before the switch",
                     (unsigned long long)migration.ram_pages);
     return r;
+}
+
+#define REQUEST_SIZE 20
+
+/* MIG_RP_MSG_REQ_PAGES_ID (QEMU's migration/migration.h): be16 type 3, be16 length, be64 start, be32 length,
+ * u8 and name of the block. */
+static void put_request(uint8_t ret[REQUEST_SIZE], uint64_t start)
+{
+    static const uint8_t request[REQUEST_SIZE] = {0, 3, 0, 16, 0,    0, 0, 0,   0,   0,
+                                                  0, 0, 0, 0,  0x10, 0, 3, 'r', 'a', 'm'};
+    memcpy(ret, request, sizeof request);
+    for (int i = 0; i < 8; i++)
+        ret[4 + i] = (uint8_t)(start >> (56 - 8 * i));
+}
+
+/* What the devices and the CPUs there will ask for, each time for at least a round trip, is on its way before
+ * they do. It only saves time, so a failure is not one of the move. Until the stream is attached nothing
+ * comes from the destination, so nobody else writes to QEMU; and it sends no page twice. */
+static void request_early(struct departure *departure)
+{
+    uint8_t requests[ARRAY_SIZE(departure->early.offsets)][REQUEST_SIZE];
+    qemu_early_cpus(machine_qemu(departure->machine), machine_config(departure->machine), &departure->early);
+    for (size_t i = 0; i < departure->early.count; i++)
+        put_request(requests[i], departure->early.offsets[i]);
+    stream_inject(departure->session.stream, requests, departure->early.count * REQUEST_SIZE, NULL);
+}
+
+int departure_lead_memory(struct departure *departure, struct err *err)
+{
+    struct session *session = &departure->session;
+    int r = check_unsent(departure, err);
+    if (r < 0)
+        return r;
+    request_early(departure);
+    return stream_attach(session->stream, session->data[0], 0, err);
 }
 
 int departure_wait_completed(struct departure *departure, struct err *err)
@@ -136,16 +172,15 @@ static int wait_written(struct departure *departure, int64_t deadline, struct er
     return 1;
 }
 
-/* MIG_RP_MSG_REQ_PAGES_ID (QEMU's migration/migration.h): be16 type 3, be16 length, be64 start, be32 length,
- * u8 and name of the block. No guest has memory there. It comes when all is written, since version 7 ends its
- * whole connection after it, and a write that fails would make it pause for ever. */
+/* No guest has memory where this asks for it. It comes when all is written, since version 7 ends its whole
+ * connection after it, and a write that fails would make it pause for ever. */
 static int make_give_up(struct departure *departure, struct err *err)
 {
-    static const uint8_t request[] = {0,    3, 0, 16, 0x7f, 0xff, 0xff, 0xff, 0xff, 0xff,
-                                      0xf0, 0, 0, 0,  0x10, 0,    3,    'r',  'a',  'm'};
+    uint8_t request[REQUEST_SIZE];
     struct qemu *qemu = machine_qemu(departure->machine);
     uint64_t seconds = 30 + machine_config(departure->machine)->memory / SLOWEST_RATE;
     int64_t deadline = clock_now() + (int64_t)MIN(seconds, UINT64_C(3600)) * NSEC_PER_SEC;
+    put_request(request, UINT64_C(0x7ffffffffffff000));
     stream_discard(departure->session.stream);
     int r = wait_written(departure, deadline, err);
     if (r == 1)

@@ -398,6 +398,9 @@ static int prepare(struct departure *departure, const struct travelling_file fil
         r = make_relocate(departure, i, &bases[i], err);
     if (r == 0 && !departure->options.dry_run)
         r = departure_wait_greeted(departure, err);
+    if (r == 0 && departure->memory_later && !departure->options.dry_run)
+        qemu_early_devices(machine_qemu(departure->machine), machine_config(departure->machine),
+                           &departure->early);
     if (r == 0)
         r = plan_measure(departure, err);
     if (r == 0)

@@ -231,7 +231,7 @@ int departure_pause(struct departure *departure, struct err *err)
 {
     _cleanup_json_ json_t *ready = NULL;
     struct qemu *qemu = machine_qemu(departure->machine);
-    int r = departure->memory_later ? departure_check_unsent(departure, err) : 0;
+    int r = departure->memory_later ? departure_lead_memory(departure, err) : 0;
     if (r == 0)
         r = qemu_migrate_continue(qemu, err);
     if (r == 0)

@@ -94,6 +94,16 @@ int qemu_migrate_cancel(struct qemu *qemu, struct err *err);
 /* Waits up to `msec` until a migration that is ending is over. */
 int qemu_migrate_settle(struct qemu *qemu, int msec, struct err *err);
 
+/* Pages of the guest's RAM, as offsets in it. */
+struct qemu_pages {
+    size_t count;
+    uint64_t offsets[256];
+};
+/* Adds those that its devices look at while they are loaded, and those that its CPUs look at when they go on:
+ * the latter may be asked for as long as they stand still only. None when QEMU does not tell. */
+void qemu_early_devices(struct qemu *qemu, const struct vm_config *config, struct qemu_pages *pages);
+void qemu_early_cpus(struct qemu *qemu, const struct vm_config *config, struct qemu_pages *pages);
+
 /* Lets what carries the migration in QEMU (its migration thread; its main thread, which loads the stream) run
  * before the guest's CPUs, or takes that back: a guest that keeps its host busy would otherwise slow its own
  * move down, and stand still for longer. Without effect where the right to do so is missing. */

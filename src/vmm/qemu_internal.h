@@ -41,6 +41,15 @@ char **qemu_args_build(const struct qemu_env *env, const struct vm_config *confi
                        bool incoming, const struct qemu_fds *fds);
 void qemu_args_free(char **argv);
 
+/* --- qemu_early.c -----------------------------------------------------------------------------------------
+ */
+
+/* The pages of a queue, from QEMU's answer about it (VirtQueueStatus). */
+void qemu_early_queue(const struct vm_config *config, const json_t *queue, struct qemu_pages *pages);
+/* The pages of all CPUs, from the text of "info registers -a". */
+void qemu_early_registers(const struct vm_config *config, int ram_fd, const char *text,
+                          struct qemu_pages *pages);
+
 /* --- spawn.c ----------------------------------------------------------------------------------------------
  */
 
