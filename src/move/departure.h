@@ -129,6 +129,8 @@ void departure_drop_openings(struct departure *departure);
 int departure_connect_data(struct departure *departure, struct err *err);
 /* All of them were answered: they may be used. */
 int departure_wait_greeted(struct departure *departure, struct err *err);
+/* Makes the first of them as fast as the link is, for a burst that will come soon. */
+int departure_warm(struct departure *departure, struct err *err);
 /* The next frame, of `type`. "opened" may come before it and is remembered. `ret` (may be NULL): the caller
  * frees it. */
 int departure_await(struct departure *departure, enum frame_type type, int64_t deadline, struct mail **ret,

@@ -381,6 +381,17 @@ static int wait_opened(struct departure *departure, struct err *err)
                                                clock_now() + MOVE_OPEN_MS * NSEC_PER_MSEC, NULL, err);
 }
 
+/* What memory that follows can have ready, so that the pause is short. A limited bandwidth is not spent on
+ * it.
+ */
+static int before_memory(struct departure *departure, struct err *err)
+{
+    int r = departure->options.bandwidth ? 0 : departure_warm(departure, err);
+    qemu_early_devices(machine_qemu(departure->machine), machine_config(departure->machine),
+                       &departure->early);
+    return r;
+}
+
 static int prepare(struct departure *departure, const struct travelling_file files[2], struct offer *offer,
                    struct err *err)
 {
@@ -399,8 +410,7 @@ static int prepare(struct departure *departure, const struct travelling_file fil
     if (r == 0 && !departure->options.dry_run)
         r = departure_wait_greeted(departure, err);
     if (r == 0 && departure->memory_later && !departure->options.dry_run)
-        qemu_early_devices(machine_qemu(departure->machine), machine_config(departure->machine),
-                           &departure->early);
+        r = before_memory(departure, err);
     if (r == 0)
         r = plan_measure(departure, err);
     if (r == 0)

@@ -26,7 +26,7 @@
 
 enum frame_type {
     FRAME_HELLO = 1, /* JSON both ways, first on every connection */
-    FRAME_PING,      /* nothing; any frame proves life, this one when there is no other */
+    FRAME_PING,      /* nothing, or to be ignored; any frame proves life, this one when there is no other */
     FRAME_ERROR,     /* JSON err: the sender gave up and has rolled back, or is about to */
     FRAME_PREPARE,   /* JSON source -> destination */
     FRAME_PREPARED,  /* JSON destination -> source */
