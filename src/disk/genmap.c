@@ -331,6 +331,23 @@ static void count_touched(struct genmap *map, uint64_t pages)
         genmap_drop(map);
 }
 
+#define GROUP 16 /* blocks */
+
+/* Past groups of blocks that were never written: most of a large disk, usually. Eight loads instead of
+ * sixteen comparisons; a block that is written meanwhile may be seen or not, as in the slow walk. */
+static uint64_t skip_unwritten(const struct genmap *map, uint64_t from, uint64_t end)
+{
+    for (; from % GROUP == 0 && end - from >= GROUP; from += GROUP) {
+        const uint64_t *pairs = (const void *)&map->numbers[from];
+        uint64_t any = 0;
+        for (size_t i = 0; i < GROUP / 2; i++)
+            any |= __atomic_load_n(&pairs[i], __ATOMIC_RELAXED);
+        if (any)
+            break;
+    }
+    return from;
+}
+
 /* First block at or after `from` with a number > above and <= upto, and that number; `blocks` when there is
  * none. */
 static uint64_t find(struct genmap *map, uint64_t from, uint32_t above, uint32_t upto, uint32_t *ret_number)
@@ -341,7 +358,7 @@ static uint64_t find(struct genmap *map, uint64_t from, uint32_t above, uint32_t
             from = end;
             continue;
         }
-        for (; from < end; from++) {
+        for (; (from = skip_unwritten(map, from, end)) < end; from++) {
             uint32_t n = le32toh(atomic_load_explicit(&map->numbers[from], memory_order_acquire));
             if (n > above && n <= upto) {
                 *ret_number = n;
