@@ -242,9 +242,11 @@ bool departure_emulated(const struct departure *departure);
 /* QEMU's dirty tracking decides what goes over, and cannot be trusted with this guest. */
 bool departure_compares(const struct departure *departure);
 
-/* plan.c. plan_begin starts what takes a second to measure, plan_measure measures the link, and plan_predict
- * fills departure->prediction from both, the relocates and the time that "prepare" has taken. */
+/* plan.c. plan_begin starts what takes a second to measure, plan_estimate looks at the relocates and at
+ * memory, plan_measure measures the link, and plan_predict fills departure->prediction from all of these and
+ * the time that "prepare" has taken. */
 void plan_begin(struct departure *departure);
+void plan_estimate(struct departure *departure);
 int plan_measure(struct departure *departure, struct err *err);
 void plan_predict(struct departure *departure);
 /* Once the dirty rate has been measured the prediction takes it into account. Cheap; call now and then. */

@@ -411,8 +411,10 @@ static int prepare(struct departure *departure, const struct travelling_file fil
         r = departure_wait_greeted(departure, err);
     if (r == 0 && departure->memory_later && !departure->options.dry_run)
         r = before_memory(departure, err);
-    if (r == 0)
+    if (r == 0) {
+        plan_estimate(departure);
         r = plan_measure(departure, err);
+    }
     if (r == 0)
         r = wait_opened(departure, err);
     if (r < 0)

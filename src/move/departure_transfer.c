@@ -128,18 +128,24 @@ static int side_round(struct departure *departure, struct err *err)
     return r;
 }
 
+/* Looks at the whole map, which takes a moment. */
+static bool disk_ready(struct departure *departure)
+{
+    uint64_t pending = rounds_pending(departure);
+    double rate = (double)MAX(departure->prediction.link_rate, UINT64_C(1));
+    bool little = (double)pending * NSEC_PER_SEC <= rate * READY_NS || pending <= MiB;
+    departure->numbers.disk_remaining = pending;
+    /* What was sent and is not durable there yet would be waited for with the guest standing still. */
+    return (little && rounds_open_marks(departure) == 0) || forced(departure);
+}
+
 /* QEMU may stop the guest when the disk's rest would go over in a moment, or when the user said so. */
 static int allow_switch(struct departure *departure, uint64_t *downtime_ms, struct err *err)
 {
     if (clock_now() - departure->switch_judged < JUDGE_NS)
         return 0;
     departure->switch_judged = clock_now();
-    uint64_t pending = rounds_pending(departure);
-    double rate = (double)MAX(departure->prediction.link_rate, UINT64_C(1));
-    bool little = (double)pending * NSEC_PER_SEC <= rate * READY_NS || pending <= MiB;
-    /* What was sent and is not durable there yet would be waited for with the guest standing still. */
-    bool ready = departure->split || (little && rounds_open_marks(departure) == 0) || forced(departure);
-    departure->numbers.disk_remaining = pending;
+    bool ready = departure->split || disk_ready(departure);
     uint64_t wanted = ready ? memory_downtime_ms(departure) : 0;
     if (wanted == *downtime_ms)
         return 0;

@@ -230,7 +230,7 @@ void plan_refine(struct departure *departure)
         model(departure);
 }
 
-void plan_predict(struct departure *departure)
+void plan_estimate(struct departure *departure)
 {
     struct prediction *prediction = &departure->prediction;
     for (size_t i = 0; i < departure_disks(departure); i++) {
@@ -240,7 +240,12 @@ void plan_predict(struct departure *departure)
                  machine_config(departure->machine)->disks[i].file);
         prediction->disk_bytes += prediction->disks[i].bytes;
     }
+    departure->numbers.disk_remaining = prediction->disk_bytes;
     departure->used_memory = used_memory(departure);
+}
+
+void plan_predict(struct departure *departure)
+{
     departure->prepared = (double)(clock_now() - departure->began) / NSEC_PER_SEC;
     if (departure->options.dry_run) {
         departure->prepared += START_SECONDS * busy_factor();
