@@ -4,9 +4,9 @@
  * decides when it is over), or after it:
  *
  *   transfer  QEMU is told to switch before it is let near the stream (relay_admit), so no page goes
- *   pause     QEMU hears, as if from the destination, which pages will be asked for first; it sends
- * the device state, then these; the destination loads it and holds the guest, stopped finish    the guest
- * runs there and asks for pages, and we send the rest (departure_follow)
+ *   pause     QEMU hears, as if from the destination, which pages will be asked for first; it sends the
+ *             device state, then these; the destination loads it and holds the guest, stopped
+ *   finish    the guest runs there and asks for pages, and we send the rest (departure_follow)
  *
  * Until the commit this can be taken back, though QEMU knows no such thing once it is in post-copy: our end
  * of its stream stays open whatever becomes of the link, so for QEMU nothing has failed yet. The rest of the
