@@ -1,21 +1,16 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * What the disk store's tests share: a folder of their own, a boot id that they choose (linked with
- * --wrap=boot_id_read), a process that is killed in the middle.
+ * What the disk store's tests share: a boot id that they choose (linked with --wrap=boot_id_read), a process
+ * that is killed in the middle.
  */
 #pragma once
 
+#include "../folder_test.h"
 #include "base/file.h"
 #include "base/macro.h"
 #include "base/pid.h"
 #include "disk/disk.h"
 
-// clang-format off
-#include <stdarg.h>
-#include <stddef.h>
-#include <setjmp.h>
-#include <cmocka.h>
-// clang-format on
 #include <errno.h>
 #include <fcntl.h>
 #include <stdio.h>
@@ -25,7 +20,6 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
-static char folder[64];
 static unsigned boot = 1;
 
 int __wrap_boot_id_read(char ret[BOOT_ID_SIZE]);
@@ -33,29 +27,6 @@ int __wrap_boot_id_read(char ret[BOOT_ID_SIZE])
 {
     snprintf(ret, BOOT_ID_SIZE, "00000000-0000-4000-8000-%012x", boot);
     return 0;
-}
-
-static inline int make_folder(void **state)
-{
-    (void)state;
-    snprintf(folder, sizeof folder, "/var/tmp/orai-test-XXXXXX");
-    return mkdtemp(folder) ? 0 : -1;
-}
-
-static inline int drop_folder(void **state)
-{
-    (void)state;
-    return file_remove_tree(folder, NULL);
-}
-
-/* A path in the folder; good until the fourth next call. */
-static inline const char *in_folder(const char *name)
-{
-    static char paths[4][128];
-    static unsigned next;
-    char *path = paths[next++ % 4];
-    snprintf(path, sizeof paths[0], "%s/%s", folder, name);
-    return path;
 }
 
 /* cmocka's own failures say nothing when they happen in a thread that a test made. */
@@ -68,14 +39,6 @@ static inline void __attribute__((format(printf, 1, 2), noreturn)) fail_in_any_t
     fputc('\n', stderr);
     abort();
 }
-
-#define assert_ok(call)                                       \
-    do {                                                      \
-        struct err err = ERR_NONE;                            \
-        int result_ = (call);                                 \
-        if (result_ != 0)                                     \
-            fail_msg("%s: %d: %s", #call, result_, err.text); \
-    } while (0)
 
 static inline struct disk *open_disk(const char *path, unsigned flags)
 {

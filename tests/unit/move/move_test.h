@@ -1,18 +1,11 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * What the tests of src/move share: two hosts with identities of their own, and links between them over real
- * TLS on loopback.
+ * What the tests of src/move share: hosts with identities of their own, and links between two of them over
+ * real TLS on loopback.
  */
 #pragma once
 
-// clang-format off
-#include <setjmp.h>
-#include <stdarg.h>
-#include <stddef.h>
-#include <stdint.h>
-#include <cmocka.h>
-// clang-format on
-
+#include "../folder_test.h"
 #include "base/clock.h"
 #include "base/file.h"
 #include "base/macro.h"
@@ -28,38 +21,30 @@
 #include <string.h>
 #include <sys/socket.h>
 
-static char folder[64];
-static struct tls_identity *host_a, *host_b;
+static struct tls_identity *host_a, *host_b, *host_c;
 static const struct id vm = {{0xab, 1, 2, 3}};
 
-#define assert_ok(call)                                       \
-    do {                                                      \
-        struct err err = ERR_NONE;                            \
-        int result_ = (call);                                 \
-        if (result_ != 0)                                     \
-            fail_msg("%s: %d: %s", #call, result_, err.text); \
-    } while (0)
+static inline int make_host(const char *name, struct tls_identity **ret)
+{
+    const char *dir = in_folder(name);
+    int r = file_mkdirs(dir, 0755, NULL);
+    return r < 0 ? r : tls_identity_open(dir, name, ret, NULL);
+}
 
 static inline int make_hosts(void **state)
 {
-    char dir[96];
-    (void)state;
-    snprintf(folder, sizeof folder, "/var/tmp/orai-test-XXXXXX");
-    if (!mkdtemp(folder))
-        return -1;
-    snprintf(dir, sizeof dir, "%s/a", folder);
-    if (file_mkdirs(dir, 0755, NULL) < 0 || tls_identity_open(dir, "a", &host_a, NULL) < 0)
-        return -1;
-    snprintf(dir, sizeof dir, "%s/b", folder);
-    return file_mkdirs(dir, 0755, NULL) < 0 || tls_identity_open(dir, "b", &host_b, NULL) < 0 ? -1 : 0;
+    return make_folder(state) < 0 || make_host("a", &host_a) < 0 || make_host("b", &host_b) < 0 ||
+                   make_host("c", &host_c) < 0
+               ? -1
+               : 0;
 }
 
 static inline int drop_hosts(void **state)
 {
-    (void)state;
     tls_identity_free(host_a);
     tls_identity_free(host_b);
-    return file_remove_tree(folder, NULL);
+    tls_identity_free(host_c);
+    return drop_folder(state);
 }
 
 struct accepting {
