@@ -50,7 +50,7 @@ static int on_run(struct fetch_holder *holder, const struct link *link, const ui
                        (unsigned long long)run.block, run.disk, data_size);
     struct disk_run blocks_of = {.block = run.block, .count = run.count, .generation = run.generation};
     pthread_mutex_lock(&fetch->lock);
-    bool wanted = fetch->order && fetch_order_expects(fetch->order, holder->index, run.disk, &blocks_of);
+    bool wanted = fetch_order_expects(fetch->order, holder->index, run.disk, &blocks_of);
     pthread_mutex_unlock(&fetch->lock);
     if (!wanted)
         return err_set(err, EPROTO, "block %llu of disk %u came, which was not asked for",
@@ -77,8 +77,7 @@ static int on_fetched(struct fetch_holder *holder, const struct link *link, cons
     uint64_t bytes = *coming(holder, link);
     *coming(holder, link) = 0;
     pthread_mutex_lock(&fetch->lock);
-    bool known =
-        fetch->order && fetch_order_answered(fetch->order, holder->index, &answered, bytes, clock_now());
+    bool known = fetch_order_answered(fetch->order, holder->index, &answered, bytes, clock_now());
     pthread_mutex_unlock(&fetch->lock);
     if (!known)
         return err_set(err, EPROTO, "an answer to what was not asked");
@@ -103,8 +102,6 @@ static int on_hot(struct fetch *fetch, const uint8_t *payload, size_t size, stru
     _cleanup_free_ uint32_t *extents = calloc(count + 1, sizeof *extents);
     if (!extents)
         return err_set(err, ENOMEM, "out of memory");
-    if (fetch->state != FETCH_RUNNING || !fetch->order)
-        return err_set(err, EPROTO, "the lender speaks of heat before it was asked");
     for (size_t i = 0; i < count; i++) {
         extents[i] = get_le32(bytes + 4 * i);
         if (extents[i] >= split_extents(disk_blocks(disk)))
@@ -116,11 +113,29 @@ static int on_hot(struct fetch *fetch, const uint8_t *payload, size_t size, stru
     return 0;
 }
 
+/* Before that neither the order is there, nor is it settled which disks are split. */
+static int check_open(struct fetch_holder *holder, const struct frame *frame, struct err *err)
+{
+    struct fetch *fetch = holder->fetch;
+    if (frame->type != FRAME_RUN && frame->type != FRAME_FETCHED && frame->type != FRAME_HOT &&
+        frame->type != FRAME_NEWER)
+        return 0;
+    pthread_mutex_lock(&fetch->lock);
+    bool open = fetch->open;
+    pthread_mutex_unlock(&fetch->lock);
+    return open ? 0
+                : err_set(err, EPROTO, "%s sent \"%s\" before anything was asked for", holder->peer.name,
+                          frame_type_name(frame->type));
+}
+
 static int on_frame(void *arg, struct link *link, const struct frame *frame, const uint8_t *payload,
                     struct err *err)
 {
     struct fetch_holder *holder = arg;
     bool lender = holder->index == FETCH_LENDER;
+    int r = check_open(holder, frame, err);
+    if (r < 0)
+        return r;
     if (frame->type == FRAME_RUN)
         return on_run(holder, link, payload, frame->length, err);
     if (frame->type == FRAME_FETCHED)

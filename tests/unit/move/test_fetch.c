@@ -23,6 +23,8 @@ struct lie {
     const char *name;
     /* Instead of the answer to the first request; of a sharer, to each. */
     void (*answer)(struct actor *actor, struct link *link, const struct wire_fetch *asked);
+    /* Behind the answer to the second hello. */
+    void (*greeting)(struct actor *actor, struct link *link);
     /* Of a sharer, instead of the lineage of its disk. */
     void (*lineage)(struct link *link, struct lineage *lineage);
     json_int_t disks; /* that it says it has; 0 = 1 */
@@ -131,6 +133,8 @@ static void on_hello(struct actor *actor, struct link *link, const uint8_t *payl
     link_send_json(link, FRAME_HELLO, answer, NULL);
     if (json_parse((const char *)payload, size, "hello", &hello, NULL) < 0)
         return;
+    if (lie && lie->greeting && json_u64(hello, "index", 0) > 0)
+        lie->greeting(actor, link);
     if (!actor->shares || json_u64(hello, "index", 0) > 0 || disk_lineage(actor->disk, &lineage, NULL) < 0)
         return;
     if (lie && lie->lineage)
@@ -786,6 +790,54 @@ static void test_a_sharer_that_lies_does_not_hold_up_the_lender(void **state)
         end_play(plays[i]);
 }
 
+/* --- too early -------------------------------------------------------------------------------------------
+ */
+
+static void send_all_too_early(struct actor *actor, struct link *link)
+{
+    struct wire_fetch nothing = {.block = EXTENT, .count = 1, .above = base_generation, .upto = handover};
+    actor->told = true;
+    if (actor->lie->answer)
+        actor->lie->answer(actor, link, &nothing);
+}
+
+static const struct lie lies_too_early[] = {
+    {.name = "a run", .greeting = send_all_too_early, .answer = tell_short, .why = "\"run\" before"},
+    {.name = "an answer",
+     .greeting = send_all_too_early,
+     .answer = tell_cut_answer,
+     .why = "\"fetched\" before"},
+    {.name = "heat", .greeting = send_all_too_early, .answer = tell_hot_beyond, .why = "\"hot\" before"},
+    {.name = "news", .greeting = send_all_too_early, .answer = tell_newer_unasked, .why = "\"newer\" before"},
+};
+
+static void test_what_comes_before_the_guest_is_ours_is_refused(void **state)
+{
+    struct play *plays[ARRAY_SIZE(lies_too_early)];
+    for (size_t i = 0; i < ARRAY_SIZE(plays); i++) {
+        struct play *play = plays[i] = new_play();
+        play->first = (struct actor){.identity = host_b, .disk = lent, .lie = &lies_too_early[i]};
+        lender_confirm(play->lender);
+        open_door(&play->lends, &play->first, play->lender, true);
+        connect_fetch(play);
+    }
+    for (size_t i = 0; i < ARRAY_SIZE(plays); i++) {
+        const struct lie *lie = &lies_too_early[i];
+        assert_true(eventually(plays[i]->first.told != false));
+        clock_sleep(50 * NSEC_PER_MSEC); /* until it is heard, which nobody tells yet */
+        assert_ok(fetch_open(plays[i]->fetch, &err));
+        assert_case(eventually(says(plays[i], false, lie->why)), lie->name, "it says why", plays[i]);
+        assert_untouched(plays[i], lie->name);
+        plays[i]->lends.held = false;
+    }
+    for (size_t i = 0; i < ARRAY_SIZE(plays); i++) {
+        assert_case(eventually(fetch_state(plays[i]->fetch) == FETCH_RELEASED), lies_too_early[i].name,
+                    "it ends well", plays[i]);
+        assert_whole(plays[i]);
+        end_play(plays[i]);
+    }
+}
+
 /* --- silence ---------------------------------------------------------------------------------------------
  */
 
@@ -814,6 +866,7 @@ int main(void)
         cmocka_unit_test(test_a_sharer_brings_what_the_lender_has_not_written_since),
         cmocka_unit_test(test_a_lender_that_lies_changes_nothing_and_an_honest_one_ends_it),
         cmocka_unit_test(test_a_sharer_that_lies_does_not_hold_up_the_lender),
+        cmocka_unit_test(test_what_comes_before_the_guest_is_ours_is_refused),
         cmocka_unit_test(test_a_lender_that_falls_silent_is_waited_for_and_the_fetch_can_end),
     };
     memset(false_data, 'x', sizeof false_data);
