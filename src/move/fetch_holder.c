@@ -98,6 +98,8 @@ static int on_hot(struct fetch *fetch, const uint8_t *payload, size_t size, stru
         r < 0 || head.disk >= fetch->options.disk_count ? NULL : fetch->options.disks[head.disk];
     if (r < 0 || !disk)
         return r;
+    if (count % 4 || count / 4 > WIRE_HOT_MAX_EXTENTS)
+        return err_set(err, EPROTO, "the lender says in %zu bytes what is hot on disk %u", count, head.disk);
     count /= 4;
     _cleanup_free_ uint32_t *extents = calloc(count + 1, sizeof *extents);
     if (!extents)

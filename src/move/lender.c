@@ -26,7 +26,6 @@
 #define FAREWELL_NS (2 * NSEC_PER_SEC) /* for what was said before the end */
 #define GREET_NS (20 * NSEC_PER_SEC)
 #define PIECE_BYTES ((size_t)WIRE_RUN_MAX_BLOCKS * DISK_BLOCK)
-#define HOT_EXTENTS 8192U
 #define LONGEST_MAIL (16U << 10) /* a hello; all else is shorter */
 
 struct lender {
@@ -226,9 +225,9 @@ static int send_hot(struct conversation *conversation, struct err *err)
     if (fault_point(err, "lend.hot") < 0)
         return 0; /* without it the borrower goes by address */
     for (size_t i = 0; r == 0 && i < options->disk_count; i++) {
-        uint32_t extents[HOT_EXTENTS];
+        uint32_t extents[WIRE_HOT_MAX_EXTENTS];
         uint8_t head[WIRE_CLAIM_SIZE];
-        size_t count = disk_hottest(options->disks[i], extents, HOT_EXTENTS);
+        size_t count = disk_hottest(options->disks[i], extents, WIRE_HOT_MAX_EXTENTS);
         for (size_t n = 0; n < count; n++)
             put_le32(&extents[n], extents[n]);
         wire_claim_encode(&(struct wire_claim){.disk = (uint16_t)i}, head);

@@ -159,6 +159,7 @@ int wire_claim_decode(const uint8_t *payload, size_t size, struct wire_claim *re
  *   0 disk u16   2 flags u16   4 above u32   8 upto u32   12 count u32   16 block u64   24 serial u64 */
 #define WIRE_FETCH_SIZE 32
 #define WIRE_FETCH_MAX_BLOCKS 256U
+#define WIRE_HOT_MAX_EXTENTS 8192U /* of one FRAME_HOT */
 struct wire_fetch {
     uint16_t disk;
     uint32_t above, upto, count;

@@ -595,6 +595,17 @@ static void tell_hot_beyond(struct actor *actor, struct link *link, const struct
     send_hot(link, 0, extent, sizeof extent);
 }
 
+static void tell_odd_heat(struct actor *actor, struct link *link, const struct wire_fetch *asked)
+{
+    send_hot(link, 0, (const uint8_t[7]){0}, 7);
+}
+
+static void tell_too_much_heat(struct actor *actor, struct link *link, const struct wire_fetch *asked)
+{
+    static const uint8_t extents[4 * 100000];
+    send_hot(link, 0, extents, sizeof extents);
+}
+
 static void send_newer(struct link *link, uint16_t disk, uint32_t above, size_t size)
 {
     static const uint8_t none[4096];
@@ -655,6 +666,8 @@ static const struct lie lies_of_a_lender[] = {
     {.name = "an answer to more", .answer = tell_other_range, .why = "was not asked"},
     {.name = "an answer cut short", .answer = tell_cut_answer, .why = "31 bytes"},
     {.name = "heat beyond the end", .answer = tell_hot_beyond, .why = "beyond the end"},
+    {.name = "odd heat", .answer = tell_odd_heat, .why = "7 bytes"},
+    {.name = "too much heat", .answer = tell_too_much_heat, .why = "400000 bytes"},
     {.name = "news of a wrong size", .answer = tell_newer_of_wrong_size, .why = "what is new on disk 0"},
     {.name = "news of no disk", .answer = tell_newer_of_other_disk, .why = "what is new on disk 7"},
     {.name = "news that nobody asked for", .answer = tell_newer_unasked},
