@@ -260,6 +260,22 @@ static int ask(struct fetch_holder *holder, int64_t *ret_again, struct err *err)
     return r;
 }
 
+/* Whatever it sends while it is asked for blocks has a place of its own. Mail that nobody takes would hide
+ * that the connection has broken. */
+static int check_mail(struct fetch_holder *holder, struct err *err)
+{
+    struct mail *mail;
+    int r = session_next(&holder->session, 0, &mail, err);
+    if (r == -EAGAIN)
+        return 0;
+    if (r < 0)
+        return r;
+    r = err_set(err, EPROTO, "%s sent \"%s\" where blocks were due", holder->peer.name,
+                frame_type_name(mail->frame.type));
+    free(mail);
+    return r;
+}
+
 static bool done(struct fetch *fetch)
 {
     pthread_mutex_lock(&fetch->lock);
@@ -279,7 +295,9 @@ int holder_fetch(struct fetch_holder *holder, struct err *err)
     pthread_mutex_unlock(&fetch->lock);
     while (r == 0 && fetch->state == FETCH_RUNNING && !done(fetch)) {
         int64_t again = clock_now() + NSEC_PER_SEC;
-        r = ask(holder, &again, err);
+        r = check_mail(holder, err);
+        if (r == 0)
+            r = ask(holder, &again, err);
         if (r == 0)
             r = session_nap(&holder->session, again, err);
         if (clock_now() - shown > NSEC_PER_SEC && fetch->options.host->on_change) {

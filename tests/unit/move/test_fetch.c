@@ -636,6 +636,17 @@ static void tell_error(struct actor *actor, struct link *link, const struct wire
     link_send_json(link, FRAME_ERROR, error, NULL);
 }
 
+static void tell_out_of_place(struct actor *actor, struct link *link, const struct wire_fetch *asked)
+{
+    link_send(link, FRAME_LOADED, NULL, 0, NULL, 0, NULL);
+}
+
+static void tell_all_then_vanish(struct actor *actor, struct link *link, const struct wire_fetch *asked)
+{
+    tell_out_of_place(actor, link, asked);
+    actor->vanishes = true;
+}
+
 static void vanish(struct actor *actor, struct link *link, const struct wire_fetch *asked)
 {
     actor->vanishes = true;
@@ -672,6 +683,7 @@ static const struct lie lies_of_a_lender[] = {
     {.name = "news of no disk", .answer = tell_newer_of_other_disk, .why = "what is new on disk 7"},
     {.name = "news that nobody asked for", .answer = tell_newer_unasked},
     {.name = "an error", .answer = tell_error, .why = "my disk is on fire"},
+    {.name = "a frame out of place", .answer = tell_out_of_place, .why = "sent \"loaded\""},
     {.name = "closing", .answer = vanish, .why = "closed"},
 };
 
@@ -770,8 +782,11 @@ static const struct lie lies_of_a_sharer[] = {
     {.name = "beyond the end", .answer = tell_beyond, .why = "beyond the end"},
     {.name = "a wrong checksum", .answer = tell_damaged, .why = "wrong checksum"},
     {.name = "an answer to nothing", .answer = tell_other_serial, .why = "was not asked"},
+    {.name = "news", .answer = tell_newer_unasked, .why = "sent \"newer\""},
+    {.name = "heat", .answer = tell_hot_beyond, .why = "sent \"hot\""},
     {.name = "an error", .answer = tell_error, .why = "my disk is on fire"},
     {.name = "closing", .answer = vanish, .why = "closed"},
+    {.name = "closing behind a frame out of place", .answer = tell_all_then_vanish, .why = "sent \"loaded\""},
 };
 
 static void test_a_sharer_that_lies_does_not_hold_up_the_lender(void **state)
