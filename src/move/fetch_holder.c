@@ -260,6 +260,20 @@ static int ask(struct fetch_holder *holder, int64_t *ret_again, struct err *err)
     return r;
 }
 
+/* The lender is waited for. Any other must not keep what the lender has. */
+static int check_answers(struct fetch_holder *holder, struct err *err)
+{
+    struct fetch *fetch = holder->fetch;
+    if (holder->index == FETCH_LENDER)
+        return 0;
+    pthread_mutex_lock(&fetch->lock);
+    bool late = fetch_order_is_late(fetch->order, holder->index, clock_now());
+    pthread_mutex_unlock(&fetch->lock);
+    return late ? err_set(err, ETIMEDOUT, "%s answered nothing for %d s", holder->peer.name,
+                          (int)(FETCH_PATIENCE_NS / NSEC_PER_SEC))
+                : 0;
+}
+
 /* Whatever it sends while it is asked for blocks has a place of its own. Mail that nobody takes would hide
  * that the connection has broken. */
 static int check_mail(struct fetch_holder *holder, struct err *err)
@@ -296,6 +310,8 @@ int holder_fetch(struct fetch_holder *holder, struct err *err)
     while (r == 0 && fetch->state == FETCH_RUNNING && !done(fetch)) {
         int64_t again = clock_now() + NSEC_PER_SEC;
         r = check_mail(holder, err);
+        if (r == 0)
+            r = check_answers(holder, err);
         if (r == 0)
             r = ask(holder, &again, err);
         if (r == 0)

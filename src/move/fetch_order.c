@@ -58,6 +58,7 @@ struct holder {
     size_t under_way_count, urgent_count;
     uint64_t rest_bytes; /* under way that nobody waits for, at most */
     int64_t rest_sent;   /* when the newest of those was */
+    int64_t answered[2]; /* when it last answered what nobody waits for, and what is urgent */
 
     double best_rate; /* bytes per second */
     int64_t shortest, shortest_at, measured_at;
@@ -465,6 +466,12 @@ bool fetch_order_expects(const struct fetch_order *order, unsigned holder, size_
     return false;
 }
 
+/* On the same connection. */
+static bool is_before(const struct under_way *a, const struct under_way *b)
+{
+    return a->holder == b->holder && a->urgent == b->urgent && a->fetch.serial < b->fetch.serial;
+}
+
 bool fetch_order_answered(struct fetch_order *order, unsigned holder, const struct wire_fetch *fetch,
                           uint64_t bytes, int64_t now)
 {
@@ -476,7 +483,11 @@ bool fetch_order_answered(struct fetch_order *order, unsigned holder, const stru
     const struct wire_fetch *asked = &order->under_way[i].fetch;
     if (asked->disk != fetch->disk || asked->block != fetch->block || asked->count != fetch->count)
         return false;
+    for (size_t n = 0; n < order->under_way_count; n++)
+        if (is_before(&order->under_way[n], &order->under_way[i]))
+            return false;
     struct under_way done = take_back(order, i);
+    order->holders[holder].answered[done.urgent] = now;
     double seconds = (double)(now - done.sent) / NSEC_PER_SEC;
     if (done.urgent) {
         struct fetch_order_numbers *numbers = &order->numbers;
@@ -487,6 +498,17 @@ bool fetch_order_answered(struct fetch_order *order, unsigned holder, const stru
     }
     measure(&order->holders[holder], bytes, now - done.sent, now);
     return true;
+}
+
+bool fetch_order_is_late(const struct fetch_order *order, unsigned holder, int64_t now)
+{
+    for (size_t i = 0; i < order->under_way_count; i++) {
+        const struct under_way *asked = &order->under_way[i];
+        if (asked->holder == holder &&
+            now - MAX(asked->sent, order->holders[holder].answered[asked->urgent]) > FETCH_PATIENCE_NS)
+            return true;
+    }
+    return false;
 }
 
 bool fetch_order_done(const struct fetch_order *order)

@@ -19,9 +19,10 @@
 #include "vmm/config.h"
 #include "wire/frame.h"
 
-#define FETCH_LENDER 0U       /* the holder that has them all */
-#define FETCH_MAX_HOLDERS 8U  /* with it */
-#define FETCH_URGENT_MAX 64U  /* requests under way to a holder that somebody waits for */
+#define FETCH_LENDER 0U      /* the holder that has them all */
+#define FETCH_MAX_HOLDERS 8U /* with it */
+#define FETCH_URGENT_MAX 64U /* requests under way to a holder that somebody waits for */
+#define FETCH_PATIENCE_NS (INT64_C(3) * 1000000000)
 #define FETCH_REST_BLOCKS 16U /* of one request that nobody waits for: half a millisecond of 1 Gbit/s */
 
 struct fetch_order;
@@ -53,9 +54,12 @@ bool fetch_order_next(struct fetch_order *order, unsigned holder, int64_t now, s
 /* Is the run part of what the holder was asked for and has not answered? */
 bool fetch_order_expects(const struct fetch_order *order, unsigned holder, size_t disk,
                          const struct disk_run *run);
-/* `bytes` of data came with the holder's answer. false: there is no such request to it. */
+/* `bytes` of data came with the holder's answer. false: there is no such request to it, or an older one that
+ * waits on the same connection: answers come in order. */
 bool fetch_order_answered(struct fetch_order *order, unsigned holder, const struct wire_fetch *fetch,
                           uint64_t bytes, int64_t now);
+/* It has been asked, and has answered nothing for longer than FETCH_PATIENCE_NS on one of its connections. */
+bool fetch_order_is_late(const struct fetch_order *order, unsigned holder, int64_t now);
 /* Nothing is missing, nothing under way. */
 bool fetch_order_done(const struct fetch_order *order);
 

@@ -769,6 +769,7 @@ static void say_it_twice(struct link *link, struct lineage *lineage)
 #define NOTHING_IN_COMMON "no generation in common"
 
 static const struct lie lies_of_a_sharer[] = {
+    {.name = "no answer", .answer = say_nothing, .why = "answered nothing"}, /* takes longest */
     {.name = "a thousand disks", .disks = 1000, .why = "1000 disks"},
     {.name = "a damaged lineage", .lineage = say_damaged, .why = "damaged"},
     {.name = "another disk", .lineage = say_other_disk, .why = NOTHING_IN_COMMON},

@@ -447,6 +447,55 @@ static void test_what_was_asked_of_a_holder_that_left_is_asked_of_the_lender(voi
     assert_true(fetch_order_done(order));
 }
 
+static void test_answers_of_one_connection_come_in_order(void **state)
+{
+    missing(ALL);
+    struct wire_fetch first = next(false), second = next(false);
+    fetch_order_demand(order, 0, 1000, 1);
+    struct wire_fetch urgent = next(true);
+    assert_false(fetch_order_answered(order, FETCH_LENDER, &second, 0, now));
+    answer(&urgent); /* on the other one */
+    answer(&first);
+    answer(&second);
+}
+
+static void test_a_holder_that_answers_nothing_for_long_is_late(void **state)
+{
+    struct wire_fetch first, second;
+    bool urgent;
+    missing(ALL);
+    share(0);
+    now += 10 * FETCH_PATIENCE_NS;
+    assert_false(fetch_order_is_late(order, SHARER, now)); /* nobody asked */
+    assert_true(next_of(SHARER, &first, &urgent));
+    assert_true(next_of(SHARER, &second, &urgent));
+    now += FETCH_PATIENCE_NS;
+    assert_false(fetch_order_is_late(order, SHARER, now));
+    answer_of(SHARER, &first);
+    now += FETCH_PATIENCE_NS; /* since it was last heard, not since it was asked: the path may be slow */
+    assert_false(fetch_order_is_late(order, SHARER, now));
+    assert_true(fetch_order_is_late(order, SHARER, now + 1));
+    assert_false(fetch_order_is_late(order, FETCH_LENDER, now + 1));
+    fetch_order_leave(order, SHARER);
+    assert_false(fetch_order_is_late(order, SHARER, now + 1));
+}
+
+static void test_answers_to_what_nobody_waits_for_do_not_excuse_a_late_one(void **state)
+{
+    struct wire_fetch asked;
+    bool urgent;
+    missing(ALL);
+    fetch_order_leave(order, FETCH_LENDER);
+    share(0);
+    assert_true(next_of(SHARER, &asked, &urgent) && !urgent);
+    struct wire_fetch rest = asked;
+    fetch_order_demand(order, 0, 1000, 1);
+    assert_true(next_of(SHARER, &asked, &urgent) && urgent);
+    now += FETCH_PATIENCE_NS + 1;
+    answer_of(SHARER, &rest);
+    assert_true(fetch_order_is_late(order, SHARER, now));
+}
+
 /* --- the end ---------------------------------------------------------------------------------------------
  */
 
@@ -488,6 +537,9 @@ int main(void)
         TEST(test_what_somebody_waits_for_is_asked_of_the_quickest),
         TEST(test_without_the_lender_the_others_go_on),
         TEST(test_what_was_asked_of_a_holder_that_left_is_asked_of_the_lender),
+        TEST(test_answers_of_one_connection_come_in_order),
+        TEST(test_a_holder_that_answers_nothing_for_long_is_late),
+        TEST(test_answers_to_what_nobody_waits_for_do_not_excuse_a_late_one),
         TEST(test_it_is_done_when_nothing_is_missing_nor_under_way),
     };
     return cmocka_run_group_tests_name("fetch_order", tests, NULL, NULL);
