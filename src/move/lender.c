@@ -23,10 +23,11 @@
 #include <xxhash.h>
 
 #define MAX_CONNECTIONS 8 /* the borrower has two; one that vanished is noticed after MOVE_STALL_MS */
+#define MAX_REQUESTS 512  /* unread of one connection; fetch_order.c has at most 256 under way */
+#define MAX_REQUEST 4096U /* bytes; a hello is the longest */
 #define FAREWELL_NS (2 * NSEC_PER_SEC) /* for what was said before the end */
 #define GREET_NS (20 * NSEC_PER_SEC)
 #define PIECE_BYTES ((size_t)WIRE_RUN_MAX_BLOCKS * DISK_BLOCK)
-#define LONGEST_MAIL (16U << 10) /* a hello; all else is shorter */
 
 struct lender {
     struct lender_options options;
@@ -128,7 +129,7 @@ static int on_frame(void *arg, struct link *link, const struct frame *frame, con
                     struct err *err)
 {
     struct conversation *conversation = arg;
-    if (frame->length > LONGEST_MAIL)
+    if (frame->length > MAX_REQUEST)
         return err_set(err, EPROTO, "the borrower sent a \"%s\" of %u bytes", frame_type_name(frame->type),
                        frame->length);
     return session_post(&conversation->session, link, frame, payload, err);
@@ -411,6 +412,7 @@ static void greeted(void *arg, struct tls *tls, const struct err *why)
     conversation->lender = lender;
     conversation->tls = tls;
     conversation->end = fcntl(tls_socket(tls), F_DUPFD_CLOEXEC, 0);
+    conversation->session.max_mail = MAX_REQUESTS; /* its thread waits for the link while it answers */
     if (conversation->end < 0 || !enter(lender, conversation))
         goto refuse;
     pthread_mutex_lock(&lender->lock);

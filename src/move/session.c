@@ -20,6 +20,7 @@ int session_init(struct session *session, uint64_t bandwidth, struct err *err)
 {
     *session = (struct session){0};
     session->last = &session->first;
+    session->max_mail = SESSION_MAX_MAIL;
     pthread_mutex_init(&session->lock, NULL);
     pthread_condattr_t attr;
     pthread_condattr_init(&attr);
@@ -122,7 +123,7 @@ static bool is_full(const struct session *session)
         count++;
         bytes += mail->frame.length;
     }
-    return count >= SESSION_MAX_MAIL || bytes >= SESSION_MAX_MAIL_BYTES;
+    return count >= session->max_mail || bytes >= SESSION_MAX_MAIL_BYTES;
 }
 
 int session_post(struct session *session, struct link *link, const struct frame *frame,

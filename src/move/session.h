@@ -37,10 +37,11 @@ struct session {
     pthread_mutex_t lock;
     pthread_cond_t changed;
     struct mail *first, **last;
-    struct err lost;  /* code 0 = all links are well */
-    bool peer_failed; /* `lost` is the peer's own error: it has rolled back by itself */
-    int64_t lost_at;  /* clock_now() of that */
-    bool stopping;    /* between session_stop and the end of its links */
+    unsigned max_mail; /* unread; a walker that waits for a link must never make that link wait for it */
+    struct err lost;   /* code 0 = all links are well */
+    bool peer_failed;  /* `lost` is the peer's own error: it has rolled back by itself */
+    int64_t lost_at;   /* clock_now() of that */
+    bool stopping;     /* between session_stop and the end of its links */
     bool cancelled, cancel_heard;
     bool woken;   /* since the walker's last nap */
     bool decided; /* the commit: a cancel changes nothing any more */

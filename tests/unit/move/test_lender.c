@@ -181,6 +181,22 @@ static void test_heat_goes_to_who_fetches_in_the_background_and_lineages_to_the_
     hang_up(&second);
 }
 
+static void test_as_many_requests_as_may_be_under_way_are_answered(void **state)
+{
+    struct house house;
+    struct caller caller;
+    open_house(&house, false);
+    call(&caller, &house, 1);
+    int64_t began = clock_now();
+    for (unsigned i = 0; i < 256; i++)
+        ask(&caller, EXTENT + 16 * (i % 32), 16);
+    assert_true(eventually(caller.fetched == 256 || caller.closed > 0));
+    assert_int_equal(caller.fetched, 256);
+    assert_true(clock_now() - began < 4 * NSEC_PER_SEC);
+    hang_up(&caller);
+    close_house(&house);
+}
+
 static void test_release_is_told_once_it_is_durable_however_often_it_is_said(void **state)
 {
     struct house house;
@@ -256,6 +272,8 @@ static const struct request requests[] = {
     {"release of a sharer", true, FRAME_RELEASE, .why = "sent \"release\""},
     {"another hello", false, FRAME_HELLO, .why = "sent \"hello\""},
     {"a lender's own frame", false, FRAME_FETCHED, .why = "sent \"fetched\""},
+    {"a frame that is too long", false, FRAME_RUN, .size = FRAME_MAX_PAYLOAD, .why = ""},
+    {"a frame that is too long for a sharer", true, FRAME_FETCH, .size = FRAME_MAX_PAYLOAD, .why = ""},
 };
 
 static void send_request(struct caller *caller, const struct request *request)
@@ -438,6 +456,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_heat_goes_to_who_fetches_in_the_background_and_lineages_to_the_first),
+        cmocka_unit_test(test_as_many_requests_as_may_be_under_way_are_answered),
         cmocka_unit_test(test_release_is_told_once_it_is_durable_however_often_it_is_said),
         cmocka_unit_test(test_a_release_that_is_never_durable_holds_up_nothing),
         cmocka_unit_test(test_a_wrong_request_ends_its_connection_and_nothing_else),
