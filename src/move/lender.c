@@ -380,7 +380,7 @@ static void *converse_thread(void *arg)
         r = converse(conversation, &err);
     if (r < 0) {
         log_info("lending: %s", err.text);
-        if (r != -ECANCELED && !conversation->session.lost.code)
+        if (r != -ECANCELED && session_is_well(&conversation->session))
             tell(conversation, &err);
     }
     leave(lender, conversation);

@@ -279,6 +279,14 @@ int session_check(struct session *session, struct err *err)
     return r;
 }
 
+bool session_is_well(struct session *session)
+{
+    pthread_mutex_lock(&session->lock);
+    bool well = session->lost.code == 0;
+    pthread_mutex_unlock(&session->lock);
+    return well;
+}
+
 void session_explain(struct session *session, struct err *err)
 {
     pthread_mutex_lock(&session->lock);

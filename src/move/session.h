@@ -103,5 +103,7 @@ int session_doze(struct session *session, int64_t deadline, struct err *err);
 /* For a walker that has failed with *err and will not go on: the rest of the mailbox is dropped, and if the
  * peer's own error is in it, or comes within a moment of a broken link, it takes the place of *err. */
 void session_explain(struct session *session, struct err *err);
+/* No link of it has ended. */
+bool session_is_well(struct session *session);
 /* 0, or why the move cannot go on. */
 int session_check(struct session *session, struct err *err);
