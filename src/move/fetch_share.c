@@ -236,24 +236,23 @@ int fetch_share(struct fetch *fetch, const struct move_peer *peer, struct err *e
                        FETCH_MAX_HOLDERS);
     if (runs || fetch->state != FETCH_RUNNING)
         return 0;
-    if (!is_new)
-        pthread_join(holder->thread, NULL);
     int r = is_new ? holder_init(holder, fetch, (unsigned)(holder - fetch->holders), peer, err) : 0;
     if (r < 0)
         return r;
+    if (holder->thread)
+        pthread_join(holder->thread, NULL);
     pthread_mutex_lock(&fetch->lock);
     holder->peer = *peer;
     holder->ended = false;
     pthread_mutex_unlock(&fetch->lock);
+    fetch->holder_count += is_new;
     r = pthread_create(&holder->thread, NULL, share_thread, holder);
     if (r != 0) {
-        holder->ended = true;
         holder->thread = 0;
-        if (is_new)
-            session_done(&holder->session);
+        pthread_mutex_lock(&fetch->lock);
+        holder->ended = true; /* it may be named again */
+        pthread_mutex_unlock(&fetch->lock);
         return err_sys(err, r, "cannot start the thread that fetches blocks from %s", peer->name);
     }
-    if (is_new)
-        fetch->holder_count++;
     return 0;
 }
