@@ -279,7 +279,7 @@ int tls_accept(const struct tls_identity *identity, int socket, const struct fin
 }
 
 int tls_accept_either(const struct tls_identity *identity, int socket, const struct fingerprint *expected,
-                      const struct fingerprint * or, int64_t deadline, struct tls **ret, struct err *err)
+                      const struct fingerprint *other, int64_t deadline, struct tls **ret, struct err *err)
 {
     char peer[PEER_TEXT_SIZE];
     name_peer(socket, peer);
@@ -293,7 +293,7 @@ int tls_accept_either(const struct tls_identity *identity, int socket, const str
     if (r < 0)
         return err_set(err, r, "cannot open a TLS session with %s", peer);
     SSL_set_accept_state(tls->ssl);
-    r = open_session(tls, (struct tls_pin){.expected = expected, .or = or }, peer, deadline, err);
+    r = open_session(tls, (struct tls_pin){.expected = expected, .other = other}, peer, deadline, err);
     if (r < 0)
         return r;
     *ret = TAKE_PTR(tls);

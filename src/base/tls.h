@@ -57,7 +57,7 @@ int tls_accept(const struct tls_identity *identity, int socket, const struct fin
                int64_t deadline, struct tls **ret, struct err *err);
 /* The same for one of two peers. */
 int tls_accept_either(const struct tls_identity *identity, int socket, const struct fingerprint *expected,
-                      const struct fingerprint * or, int64_t deadline, struct tls **ret, struct err *err);
+                      const struct fingerprint *other, int64_t deadline, struct tls **ret, struct err *err);
 /* Sends close_notify if that does not block, closes the socket. NULL is fine. */
 void tls_close(struct tls *tls);
 

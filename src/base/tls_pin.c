@@ -88,8 +88,8 @@ static int judge(X509 *certificate, struct tls_pin *pin)
         return X509_V_OK;
     if (fingerprint_of_x509(certificate, &pin->met) < 0)
         return X509_V_ERR_OUT_OF_MEM;
-    pin->refused =
-        !fingerprint_equal(&pin->met, pin->expected) && !(pin->or &&fingerprint_equal(&pin->met, pin->or));
+    pin->refused = !fingerprint_equal(&pin->met, pin->expected) &&
+                   !(pin->other && fingerprint_equal(&pin->met, pin->other));
     return pin->refused ? X509_V_ERR_CERT_REJECTED : X509_V_OK;
 }
 

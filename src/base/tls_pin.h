@@ -22,7 +22,7 @@ int fingerprint_of_x509(const X509 *certificate, struct fingerprint *ret);
 
 /* What one handshake demands and what it met. Lives as long as the handshake. */
 struct tls_pin {
-    const struct fingerprint *expected, * or ; /* `or` may be NULL */
+    const struct fingerprint *expected, *other; /* `other` may be NULL */
     struct fingerprint met;
     bool refused; /* met another fingerprint; the peer got the alert bad_certificate */
 };

@@ -151,6 +151,6 @@ void arrival_answer(const struct move_host *host, const struct id *vm, const str
     porch_knock(&porch, &(struct porch_knock){.socket = socket,
                                               .identity = host->identity,
                                               .expected = source_of(record),
-                                              .or = record->peer.fingerprint,
+                                              .other = record->peer.fingerprint,
                                               .arg = answer});
 }

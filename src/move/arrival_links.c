@@ -358,7 +358,7 @@ void arrival_connection(struct arrival *arrival, int socket)
     porch_knock(&arrival->porch, &(struct porch_knock){.socket = socket,
                                                        .identity = arrival->host->identity,
                                                        .expected = *source,
-                                                       .or = *source,
+                                                       .other = *source,
                                                        .arg = arrival});
 }
 

@@ -435,7 +435,7 @@ void lender_connection(struct lender *lender, int socket)
     porch_knock(&lender->porch, &(struct porch_knock){.socket = socket,
                                                       .identity = lender->options.host->identity,
                                                       .expected = lender->options.borrower,
-                                                      .or = lender->options.borrower,
+                                                      .other = lender->options.borrower,
                                                       .arg = lender});
 }
 

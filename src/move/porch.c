@@ -32,7 +32,7 @@ static void greet_one(struct porch_place *place)
     const struct porch_knock knock = place->now;
     struct err err = ERR_NONE;
     struct tls *tls = NULL;
-    int r = tls_accept_either(knock.identity, knock.socket, &knock.expected, &knock.or,
+    int r = tls_accept_either(knock.identity, knock.socket, &knock.expected, &knock.other,
                               clock_now() + porch->patience, &tls, &err);
     pthread_mutex_lock(&porch->lock);
     int end = TAKE_FD(place->end);

@@ -19,7 +19,7 @@
 struct porch_knock {
     int socket;
     const struct tls_identity *identity;
-    struct fingerprint expected, or ; /* either; the same twice for one */
+    struct fingerprint expected, other; /* either; the same twice for one */
     void *arg;
 };
 

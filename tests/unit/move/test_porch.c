@@ -68,7 +68,7 @@ static void let_knock(void)
     assert_true(fd >= 0);
     const struct fingerprint *a = tls_identity_fingerprint(host_a);
     porch_knock(&porch, &(struct porch_knock){
-                            .socket = fd, .identity = host_b, .expected = *a, .or = *a, .arg = &porch});
+                            .socket = fd, .identity = host_b, .expected = *a, .other = *a, .arg = &porch});
 }
 
 static int stranger(const char *source)
