@@ -140,8 +140,10 @@ class TinyGuest:
         self.lab, self.name, self.region = lab, name, region
         self.pulse = None
         self.datagrams = Datagrams(lab.client)
-        append = (f"console=ttyS0 quiet pulse.ip={GUEST}/24 pulse.gw={CLIENT} pulse.mem={pattern} pulse.dirty={dirty} "
-                  f"pulse.rate={rate} pulse.sync=64 pulse.region={region} pulse.udp={CLIENT}:{UDP_PORT} {words}")
+        # A kernel that hangs says where: its console is shown with a failed story.
+        append = (f"console=ttyS0 quiet softlockup_panic=1 pulse.ip={GUEST}/24 pulse.gw={CLIENT} "
+                  f"pulse.mem={pattern} pulse.dirty={dirty} pulse.rate={rate} pulse.sync=64 pulse.region={region} "
+                  f"pulse.udp={CLIENT}:{UDP_PORT} {words}")
         host.orai("create", name, "--memory", memory, "--disk", disk, "--bridge", "br0", "--kernel", CACHE / "vmlinuz",
                   "--initrd", CACHE / "tiny.cpio.gz", "--append", append, *(["--image", image] if image else []), *options)
         if start:

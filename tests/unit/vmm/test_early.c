@@ -23,7 +23,7 @@ static struct qemu_pages queue_at(const struct vm_config *config, uint64_t addre
     struct qemu_pages pages = {0};
     _cleanup_json_ json_t *queue = json_pack(
         "{s:i, s:I, s:I, s:I}", "vring-num", (int)count, "vring-desc", (json_int_t)address, "vring-avail",
-        (json_int_t)address + 16 * count, "vring-used", (json_int_t)address + 16 * count + 0x240);
+        (json_int_t)(address + 16 * count), "vring-used", (json_int_t)(address + 16 * count + 0x240));
     qemu_early_queue(config, queue, &pages);
     return pages;
 }
