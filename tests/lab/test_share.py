@@ -60,7 +60,7 @@ def test_blocks_come_from_both_hosts(trip):
     assert lab.a.vm_state(guest.name) == "replica"
 
 
-@pytest.mark.parametrize("how", ["kill", "cut"])
+@pytest.mark.parametrize("how", [pytest.param("kill", marks=pytest.mark.long), "cut"])
 def test_a_host_that_shares_is_lost(trip, how):
     lab, guest = trip()
     wait_until(lambda: (fetched_from(lab.c, guest, "a") or 0) > MIB, 20, "a brings blocks")
@@ -83,6 +83,7 @@ def test_the_lender_is_lost_and_the_other_goes_on(trip):
     finish(lab, guest)
 
 
+@pytest.mark.long
 def test_the_borrower_starts_again(trip):
     lab, guest = trip()
     wait_until(lambda: (fetched_from(lab.c, guest, "a") or 0) > 0, 20, "a brings blocks")
@@ -100,6 +101,7 @@ def test_a_copy_that_someone_ran_shares_nothing(trip):
     assert fetched_from(lab.c, guest, "a") is None and shares(lab.a, guest) is None
 
 
+@pytest.mark.long
 def test_a_copy_that_is_wanted_otherwise_is_not_shared_any_more(trip):
     lab, guest = trip()
     wait_until(lambda: (fetched_from(lab.c, guest, "a") or 0) > 0, 20, "a brings blocks")
@@ -108,6 +110,7 @@ def test_a_copy_that_is_wanted_otherwise_is_not_shared_any_more(trip):
     finish(lab, guest)
 
 
+@pytest.mark.long
 def test_back_to_the_host_that_shares(trip):
     lab, guest = trip(old=3000)
     lab.c.orai("move", guest.name, "a", timeout=120)
@@ -117,6 +120,7 @@ def test_back_to_the_host_that_shares(trip):
     check_whole(guest, lab.a)
 
 
+@pytest.mark.long
 def test_what_was_damaged_on_the_way_is_fetched_again(trip):
     lab, guest = trip(after=lambda lab, guest: lab.a.link.limit(SLOW))
     wait_until(lambda: fetched_from(lab.c, guest, "a"), 20, "a brings blocks")
