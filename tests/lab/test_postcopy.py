@@ -199,6 +199,27 @@ def test_a_split_guest_that_is_stopped_is_fetched_for_when_it_starts_again(split
     guest.check_records(lab.b, last["durable"], last["written"])
 
 
+def test_a_split_guest_is_started_though_its_first_block_is_still_away(labs, guests):
+    """QEMU reads that block while it starts, before it answers anybody."""
+    lab = labs("a", "b")
+    guest = guests(lab, lab.a, rate=0)
+    guest.ask("write 6000")
+    lab.b.fault(guest.name, "fetch.begin", "hold")
+    lab.a.orai("move", guest.name, "b", *SPLIT)
+    lab.b.wait_fault_reached(guest.name, "fetch.begin")
+    lab.b.kill("qemu", guest.name)
+    lab.b.kill("orai-vm", guest.name)  # held at that point
+    wait_until(lambda: lab.b.vm_state(guest.name) == "crashed", 20, "the guest has crashed")
+    starting = lab.b.begin("start", guest.name)
+    time.sleep(2)
+    assert starting.poll() is None, "it waits for the block"
+    lab.b.clear_fault(guest.name)
+    _, err = starting.communicate(timeout=60)
+    assert starting.returncode == 0, err
+    guest.meet()
+    finish(lab, guest)
+
+
 def test_a_guest_that_waits_too_long_stands_still_and_sees_no_error(split):
     lab, guest = split()
     lab.a.link.cut()
