@@ -13,7 +13,6 @@
 #include "host/vm.h"
 
 #include <errno.h>
-#include <poll.h>
 #include <stdio.h>
 #include <string.h>
 
@@ -79,12 +78,6 @@ static int make_folder(struct host *host, const struct request *request, const s
     return r;
 }
 
-static bool ends_soon(int pidfd)
-{
-    struct pollfd p = {.fd = pidfd, .events = POLLIN};
-    return poll(&p, 1, YIELD_MSEC) == 1;
-}
-
 /* A VM can be moved on only when it is whole. So one that comes from a later epoch than that of the blocks
  * that are lent here needs them no more, though nobody could tell us. */
 static int check_lent(const struct arriving *a, const struct epoch_record *record, struct err *err)
@@ -110,19 +103,19 @@ static int end_earlier_try(struct host *host, const struct request *request, con
         return r;
     if (lends && check_lent(a, &record, NULL) == 0)
         return vm_end_lending(host, a->name, err);
-    if (record.role == EPOCH_REPLICA && ends_soon(pidfd))
+    if (record.role == EPOCH_REPLICA && vm_process_ends(pidfd, YIELD_MSEC))
         return 0;
     if (lends)
         return check_lent(a, &record, err);
     r = vm_ask(host, a->name, json_pack("{s:s}", "do", "status"), VM_ASK_MSEC, &status, err);
     if (r < 0)
-        return ends_soon(pidfd) ? 0 : r;
+        return vm_process_ends(pidfd, YIELD_MSEC) ? 0 : r;
     if (strcmp(json_str(status, "state", ""), "arriving") != 0)
         return err_set(err, EBUSY, "\"%s\" is %s here", a->name, json_str(status, "state", "unknown"));
     if (!fingerprint_equal(&record.peer.fingerprint, &request->key))
         return err_set(err, EBUSY, "\"%s\" is arriving here from \"%s\"", a->name, record.peer.name);
     r = vm_ask(host, a->name, json_pack("{s:s}", "do", "cancel"), VM_ASK_MSEC, NULL, err);
-    if (r == 0 && !ends_soon(pidfd))
+    if (r == 0 && !vm_process_ends(pidfd, YIELD_MSEC))
         r = err_set(err, EBUSY, "an earlier move of \"%s\" to here is still being cleaned up", a->name);
     return r;
 }

@@ -11,7 +11,6 @@
 #include "host/vm_create.h"
 
 #include <errno.h>
-#include <poll.h>
 #include <signal.h>
 #include <stdio.h>
 #include <string.h>
@@ -20,6 +19,7 @@
 #define STOP_MSEC 60000
 #define STOP_MAX_MSEC 1800000 /* half an hour */
 #define KILL_MSEC 20000
+#define END_MSEC 3000 /* from "stopped" to the end of orai-vm */
 
 int api_vms(struct host *host, struct request *request, struct answer *ret, struct err *err)
 {
@@ -60,6 +60,17 @@ int api_vm_create(struct host *host, struct request *request, struct answer *ret
 
 /* --- start ---------------------------------------------------------------------------------------------- */
 
+/* The guest is off; its orai-vm, which has just said so, is about to be gone. */
+static bool is_ending(const struct host *host, const char *name, int pidfd)
+{
+    _cleanup_json_ json_t *status = NULL;
+    if (vm_ask(host, name, json_pack("{s:s}", "do", "status"), VM_ASK_MSEC, &status, NULL) < 0)
+        return vm_process_ends(pidfd, END_MSEC);
+    const char *state = json_str(status, "state", "");
+    bool off = strcmp(state, "stopped") == 0 || strcmp(state, "crashed") == 0;
+    return off && vm_process_ends(pidfd, END_MSEC);
+}
+
 static int check_startable(struct host *host, const char *name, bool fork_old_copy, struct err *err)
 {
     _cleanup_close_ int pidfd = -1;
@@ -83,7 +94,9 @@ static int check_startable(struct host *host, const char *name, bool fork_old_co
         r = record.lent ? vm_end_lending(host, name, err) : vm_end_sharing(host, name, err);
     if (r < 0)
         return r;
-    return vm_process(host, name, &pidfd) == 0 ? err_set(err, EBUSY, "\"%s\" runs already", name) : 0;
+    return vm_process(host, name, &pidfd) < 0 || is_ending(host, name, pidfd)
+               ? 0
+               : err_set(err, EBUSY, "\"%s\" runs already", name);
 }
 
 static int start(struct host *host, const char *name, bool fork_old_copy, struct err *err)
@@ -124,12 +137,6 @@ int api_vm_start(struct host *host, struct request *request, struct answer *ret,
 
 /* --- stop and kill -------------------------------------------------------------------------------------- */
 
-static bool wait_end(int pidfd, int msec)
-{
-    struct pollfd p = {.fd = pidfd, .events = POLLIN};
-    return poll(&p, 1, msec) == 1;
-}
-
 static int stop(struct host *host, const char *name, uint64_t msec, struct err *err)
 {
     _cleanup_close_ int pidfd = -1;
@@ -137,7 +144,7 @@ static int stop(struct host *host, const char *name, uint64_t msec, struct err *
         return err_set(err, EBUSY, "\"%s\" does not run", name);
     int r = vm_ask(host, name, json_pack("{s:s, s:I}", "do", "stop", "timeout_ms", (json_int_t)msec),
                    VM_ASK_MSEC, NULL, err);
-    if (r < 0 || msec == 0 || wait_end(pidfd, (int)msec))
+    if (r < 0 || msec == 0 || vm_process_ends(pidfd, (int)msec))
         return r;
     err_set(err, ETIMEDOUT, "the guest of \"%s\" did not shut down within %llu s of the power button", name,
             (unsigned long long)msec / 1000);
@@ -185,7 +192,9 @@ static int kill_vm(struct host *host, const char *name, struct err *err)
     int r = vm_ask(host, name, json_pack("{s:s}", "do", "kill"), KILL_MSEC, NULL, err);
     if (r < 0)
         return r;
-    return wait_end(pidfd, KILL_MSEC) ? 0 : err_set(err, ETIMEDOUT, "orai-vm of \"%s\" does not end", name);
+    return vm_process_ends(pidfd, KILL_MSEC)
+               ? 0
+               : err_set(err, ETIMEDOUT, "orai-vm of \"%s\" does not end", name);
 }
 
 int api_vm_kill(struct host *host, struct request *request, struct answer *ret, struct err *err)

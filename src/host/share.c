@@ -12,7 +12,6 @@
 #include "host/vm.h"
 
 #include <errno.h>
-#include <poll.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -23,12 +22,6 @@
 
 /* --- the host that has a copy ----------------------------------------------------------------------------
  */
-
-static bool ends_soon(int pidfd)
-{
-    struct pollfd p = {.fd = pidfd, .events = POLLIN};
-    return poll(&p, 1, YIELD_MSEC) == 1;
-}
 
 /* Whoever uses the copy for something else needs it more. */
 static int check_copy(struct host *host, const char *name, struct err *err)
@@ -41,7 +34,7 @@ static int check_copy(struct host *host, const char *name, struct err *err)
     if (record.role != EPOCH_REPLICA || record.lent)
         return err_set(err, EBUSY, "\"%s\" on %s is no copy that can be shared", name, host->options.name);
     r = vm_end_sharing(host, name, err); /* perhaps with another host */
-    if (r == 0 && vm_process(host, name, &pidfd) == 0 && !ends_soon(pidfd))
+    if (r == 0 && vm_process(host, name, &pidfd) == 0 && !vm_process_ends(pidfd, YIELD_MSEC))
         r = err_set(err, EBUSY, "the copy of \"%s\" on %s is in use", name, host->options.name);
     return r;
 }

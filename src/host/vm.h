@@ -94,12 +94,15 @@ int vm_spawn(const struct host *host, const char *name, const struct vm_mode *mo
              struct err *err);
 /* Opens the VM's living orai-vm. -ESRCH when there is none. */
 int vm_process(const struct host *host, const char *name, int *ret_pidfd);
+/* Waits up to `msec` for the end of such a process. */
+bool vm_process_ends(int pidfd, int msec);
 /* Opens the VM's living QEMU. -ESRCH when there is none. */
 int vm_qemu(const struct host *host, const char *name, int *ret_pidfd);
 /* Asks orai-vm. -ENOTCONN when none runs; -ETIMEDOUT when it does not answer. `request` is consumed. */
 int vm_ask(const struct host *host, const char *name, json_t *request, int msec, json_t **ret_answer,
            struct err *err);
-/* The orai-vm that lends blocks of a copy here, if one does, is told to stop, for ever: 0 once it has ended. */
+/* The orai-vm that lends blocks of a copy here, if one does, is told to stop, for ever: 0 once it has ended.
+ */
 int vm_end_lending(const struct host *host, const char *name, struct err *err);
 /* The orai-vm that shares a copy here, if one does, ends: whoever wants blocks gets them elsewhere. */
 int vm_end_sharing(const struct host *host, const char *name, struct err *err);

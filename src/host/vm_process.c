@@ -192,10 +192,10 @@ int vm_ask(const struct host *host, const char *name, json_t *request, int msec,
     return r;
 }
 
-static bool has_ended(int pidfd)
+bool vm_process_ends(int pidfd, int msec)
 {
     struct pollfd p = {.fd = pidfd, .events = POLLIN};
-    return pidfd >= 0 && poll(&p, 1, 0) == 1;
+    return pidfd >= 0 && poll(&p, 1, msec) == 1;
 }
 
 /* Ours found the VM's lock taken and ended without a word: the keeper, or whoever came before us, has started
@@ -245,7 +245,7 @@ int vm_await(const struct host *host, const char *name, int pidfd, const char *c
     for (int64_t step = AWAIT_FIRST_NSEC;; step = MIN(2 * step, AWAIT_LAST_NSEC)) {
         _cleanup_json_ json_t *answer = NULL;
         struct err silent = ERR_NONE;
-        bool ended = has_ended(pidfd); /* before the question, so that its last answer counts */
+        bool ended = vm_process_ends(pidfd, 0); /* before the question, so that its last answer counts */
         int r = vm_ask(host, name, json_pack("{s:s}", "do", "status"), VM_ASK_MSEC, &answer, &silent);
         if (r == 0 && listed(json_str(answer, "state", ""), states))
             return 0;
@@ -266,8 +266,7 @@ int vm_end_lending(const struct host *host, const char *name, struct err *err)
     if (vm_process(host, name, &pidfd) < 0)
         return 0;
     int r = vm_ask(host, name, json_pack("{s:s}", "do", "release"), VM_ASK_MSEC, NULL, err);
-    struct pollfd p = {.fd = pidfd, .events = POLLIN};
-    if (r == 0 && poll(&p, 1, VM_ASK_MSEC) != 1)
+    if (r == 0 && !vm_process_ends(pidfd, VM_ASK_MSEC))
         r = err_set(err, EBUSY, "orai-vm of \"%s\" does not stop lending", name);
     return r;
 }
