@@ -62,7 +62,7 @@ struct fetch {
 /* --- fetch.c --- */
 
 bool fetch_closing(struct fetch *fetch);
-/* Somebody may have something to ask for now. */
+/* Every holder looks whether there is something to ask for. */
 void fetch_wake(struct fetch *fetch);
 /* Waits until the guest is ours. false: it never will be. */
 bool fetch_wait_open(struct fetch *fetch);
