@@ -11,6 +11,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
+#include <sys/syscall.h>
 #include <unistd.h>
 
 int file_read_full(int fd, void *data, size_t size)
@@ -175,4 +176,15 @@ int file_remove_tree(const char *path, struct err *err)
     if (nftw(path, remove_entry, 16, FTW_DEPTH | FTW_PHYS | FTW_MOUNT) < 0 && errno != ENOENT)
         return err_sys(err, errno, "cannot remove %s", path);
     return 0;
+}
+
+void file_close_others(const int *kept, size_t count)
+{
+    unsigned from = 0;
+    for (size_t i = 0; i < count; i++) {
+        if ((unsigned)kept[i] > from)
+            syscall(SYS_close_range, from, (unsigned)kept[i] - 1, 0U);
+        from = (unsigned)kept[i] + 1;
+    }
+    syscall(SYS_close_range, from, ~0U, 0U);
 }

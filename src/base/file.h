@@ -16,6 +16,10 @@ int file_write_full(int fd, const void *data, size_t size);
 int file_pread_full(int fd, void *data, size_t size, uint64_t offset);
 int file_pwrite_full(int fd, const void *data, size_t size, uint64_t offset);
 
+/* Closes all descriptors but those, which are ascending. System calls only: for a child of fork(2) whose
+ * parent has threads. */
+void file_close_others(const int *kept, size_t count);
+
 /* Replaces `path` so that after a power cut it is wholly the old or wholly the new one: temporary file beside
  * it, fsync, rename, fsync of the folder. */
 int file_replace(const char *path, const void *data, size_t size, mode_t mode, struct err *err);

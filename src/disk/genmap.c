@@ -198,6 +198,8 @@ static int map_numbers(const char *path, struct genmap *map, struct err *err)
         mmap(NULL, map->mapped, PROT_READ | PROT_WRITE, map->private ? MAP_PRIVATE : MAP_SHARED, map->fd, 0);
     if (at == MAP_FAILED)
         return err_sys(err, errno, "cannot map the generation map %s", path);
+    /* With the mapping a child of ours would hold the file's lock, whatever descriptors it closes. */
+    madvise(at, map->mapped, MADV_DONTFORK);
     map->mapping = at;
     map->numbers = (_Atomic uint32_t *)((uint8_t *)at + GENMAP_HEADER_SIZE);
     int r = find_allocated(map);

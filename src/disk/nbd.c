@@ -281,6 +281,15 @@ void nbd_server_free(struct nbd_server *server)
     free_parts(server);
 }
 
+size_t nbd_server_clients(struct nbd_server *server, int *ret, size_t max)
+{
+    size_t count = 0;
+    for (unsigned i = 0; i < server->count && count < max; i++)
+        if (state_of(&server->places[i]) == PLACE_TAKEN)
+            ret[count++] = server->places[i].fd;
+    return count;
+}
+
 void nbd_server_statistics(const struct nbd_server *server, struct nbd_statistics *ret)
 {
     const struct nbd_statistics *statistics = &server->statistics;

@@ -27,6 +27,9 @@ int nbd_server_new(struct disk *disk, int listener, const struct nbd_options *op
  * QEMU is gone. */
 void nbd_server_free(struct nbd_server *server);
 
+/* The sockets of its clients, at most `max`; returns how many. They stay the server's. */
+size_t nbd_server_clients(struct nbd_server *server, int *ret, size_t max);
+
 struct nbd_statistics {
     uint64_t connections, reads, writes, flushes, trims, read_bytes, written_bytes, errors;
 };

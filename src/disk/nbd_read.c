@@ -11,28 +11,18 @@
  * whole READ is read first, and once more to be sent when the send buffer is too small for it. So no READ
  * costs memory: a client that takes no replies would keep it for ever.
  */
+#include "base/zero.h"
 #include "disk/heat.h"
 #include "disk/nbd_connection.h"
 
 #include <errno.h>
 #include <fcntl.h>
-#include <string.h>
 
 /* From here on it pays to ask the file system for holes, and to send without copying. */
 #define LONG_READ (64U << 10)
 #define COPY_MAX \
     (NBD_BUFFER_SIZE - DISK_BLOCK) /* whole blocks that fit into the send buffer beside their header */
 #define STATUS_MAX 1024U           /* descriptors in one reply; the client asks again from where they end */
-
-static bool is_zero(const uint8_t *data, size_t size)
-{
-    /* Most data differs within its first bytes; the rest is compared with itself, one step apart. */
-    size_t head = MIN(size, (size_t)16);
-    for (size_t i = 0; i < head; i++)
-        if (data[i])
-            return false;
-    return size <= head || memcmp(data, data + head, size - head) == 0;
-}
 
 int nbd_serve_reply(struct nbd_connection *connection, const struct nbd_request *request,
                     enum nbd_error error)

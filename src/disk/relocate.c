@@ -2,6 +2,7 @@
 #include "disk/relocate.h"
 
 #include "base/macro.h"
+#include "base/zero.h"
 #include "disk/split.h"
 
 #include <errno.h>
@@ -173,11 +174,6 @@ static int cut_at_hole(struct relocate *relocate, struct disk_run *run, bool *re
     run->count = MIN(run->count, relocate->extent_end - run->block);
     *ret_hole = relocate->extent_hole;
     return 0;
-}
-
-static bool is_zero(const uint8_t *data, size_t size)
-{
-    return size == 0 || (data[0] == 0 && memcmp(data, data + 1, size - 1) == 0);
 }
 
 /* Of the blocks just read, keeps the leading ones that are alike: all zero or all not. */

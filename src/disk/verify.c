@@ -7,12 +7,12 @@
 
 #include "base/file.h"
 #include "base/macro.h"
+#include "base/zero.h"
 #include "disk/private.h"
 
 #include <errno.h>
 #include <stdarg.h>
 #include <stdio.h>
-#include <string.h>
 
 #define READ_CHUNK (1 * MiB)
 
@@ -160,11 +160,6 @@ static int check_numbers(struct check *c)
 
 /* --- the image ----------------------------------------------------------------------------------------- */
 
-static bool all_zero(const uint8_t *data, size_t size)
-{
-    return size == 0 || (data[0] == 0 && memcmp(data, data + 1, size - 1) == 0);
-}
-
 /* At the next opening this block counts as written, whatever the map says. */
 static bool is_intended(const struct check *c, uint64_t block)
 {
@@ -184,7 +179,7 @@ static uint64_t count_unnamed(const struct check *c, const uint8_t *data, uint64
     for (uint64_t at = 0; at < size; at += DISK_BLOCK) {
         uint64_t block = (offset + at) / DISK_BLOCK;
         if (genmap_get(&c->map, block) == 0 && !is_intended(c, block) && !is_missing(c, block))
-            count += !all_zero(data + at, MIN(DISK_BLOCK, size - at));
+            count += !is_zero(data + at, MIN(DISK_BLOCK, size - at));
     }
     return count;
 }

@@ -7,6 +7,8 @@
 #include "base/err.h"
 #include "base/file.h"
 
+#include "scratch.h"
+
 // clang-format off
 #include <stdarg.h>
 #include <stddef.h>
@@ -30,8 +32,7 @@ static char folder[64];
 static inline int make_folder(void **state)
 {
     (void)state;
-    snprintf(folder, sizeof folder, "/var/tmp/orai-test-XXXXXX");
-    return mkdtemp(folder) ? 0 : -1;
+    return scratch_make(folder, sizeof folder);
 }
 
 static inline int drop_folder(void **state)

@@ -13,6 +13,8 @@
 
 #include "base/file.h"
 
+#include "../scratch.h"
+
 #include <dirent.h>
 #include <errno.h>
 #include <stdio.h>
@@ -25,8 +27,7 @@ static char scratch[64];
 static inline int make_scratch(void **state)
 {
     (void)state;
-    snprintf(scratch, sizeof scratch, "/tmp/orai-test-XXXXXX");
-    return mkdtemp(scratch) ? 0 : -1;
+    return scratch_make(scratch, sizeof scratch);
 }
 
 static inline int remove_scratch(void **state)

@@ -13,6 +13,8 @@
 #include <cmocka.h>
 // clang-format on
 
+#include "../scratch.h"
+
 #include "base/file.h"
 #include "base/json.h"
 #include "base/macro.h"
@@ -88,8 +90,7 @@ static inline void test_host_reopen(struct test_host *t)
 static inline int set_up(void **state)
 {
     struct test_host *t = calloc(1, sizeof *t);
-    snprintf(t->dir, sizeof t->dir, "/var/tmp/orai-test-host-XXXXXX");
-    assert_non_null(mkdtemp(t->dir));
+    assert_int_equal(scratch_make(t->dir, sizeof t->dir), 0);
     snprintf(t->run, sizeof t->run, "%s/run", t->dir);
     snprintf(t->registry, sizeof t->registry, "%s/registry.db", t->dir);
     test_host_open(t);
