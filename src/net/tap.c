@@ -7,6 +7,7 @@
 #include "net/tap.h"
 
 #include "base/macro.h"
+#include "net/rtnetlink.h"
 
 #include <dirent.h>
 #include <errno.h>
@@ -33,6 +34,22 @@ static void set_name(struct ifreq *request, const char *name)
     snprintf(request->ifr_name, sizeof request->ifr_name, "%s", name);
 }
 
+/* Gives the descriptor the interface of that name, which is made if there is none. 0 or -errno. */
+static int attach(int fd, const char *name)
+{
+    struct ifreq request;
+    set_name(&request, name);
+    request.ifr_flags = IFF_TAP | IFF_NO_PI | IFF_VNET_HDR | IFF_MULTI_QUEUE;
+    return ioctl(fd, TUNSETIFF, &request) < 0 ? -errno : 0;
+}
+
+/* An interface that may have many queues gets as many of the kernel's own before them: some MB, for frames
+ * that never wait there. A kernel that cannot leave them out has the memory. */
+static void save_queues(const char *name)
+{
+    link_without_queue(name, NULL);
+}
+
 static int make_interface(const char *name, struct err *err)
 {
     _cleanup_close_ int fd = open("/dev/net/tun", O_RDWR | O_NONBLOCK | O_CLOEXEC);
@@ -41,11 +58,10 @@ static int make_interface(const char *name, struct err *err)
         err_hint(err, "load the module: modprobe tun");
         return r;
     }
-    struct ifreq request;
-    set_name(&request, name);
-    request.ifr_flags = IFF_TAP | IFF_NO_PI | IFF_VNET_HDR;
-    if (ioctl(fd, TUNSETIFF, &request) < 0) {
-        int r = err_sys(err, errno, "cannot make the tap %s", name);
+    /* Not one that another process has: that would only be a further descriptor of it. */
+    int r = if_nametoindex(name) ? -EBUSY : attach(fd, name);
+    if (r < 0) {
+        err_sys(err, r, "cannot make the tap %s", name);
         if (r == -EBUSY)
             err_hint(err, "another process still holds %s: ip -details link show %s", name, name);
         return r;
@@ -120,6 +136,7 @@ int tap_open(const char *name, const char *bridge, struct err *err)
     _cleanup_close_ int control = socket(AF_INET, SOCK_DGRAM | SOCK_CLOEXEC, 0);
     if (control < 0)
         return err_sys(err, errno, "cannot make a socket");
+    save_queues(name);
     int r = raise_address(control, name, err);
     if (r == 0 && bridge[0])
         r = join_bridge(control, name, bridge, err);
@@ -158,6 +175,50 @@ int tap_take(pid_t pid, int pidfd, const char *name, struct err *err)
     }
     closedir(dir);
     return fd < 0 ? err_sys(err, fd, "cannot get the tap %s back from process %d", name, (int)pid) : fd;
+}
+
+static const char *stand_in_name(const char *name, char ret[IFNAMSIZ])
+{
+    snprintf(ret, IFNAMSIZ, "%.14sn", name);
+    return ret;
+}
+
+int tap_stand_in(const char *name, struct err *err)
+{
+    char stand_in[IFNAMSIZ];
+    return make_interface(stand_in_name(name, stand_in), err);
+}
+
+static bool takes_several(int fd)
+{
+    struct ifreq request;
+    return ioctl(fd, TUNGETIFF, &request) == 0 && request.ifr_flags & IFF_MULTI_QUEUE;
+}
+
+int tap_join(int fd, const char *name, struct err *err)
+{
+    char stand_in[IFNAMSIZ];
+    int r = link_delete(stand_in_name(name, stand_in), err);
+    if (r < 0)
+        return r;
+    if (!if_nametoindex(name)) /* else it would be made */
+        return err_sys(err, ENODEV, "the tap %s is gone", name);
+    r = attach(fd, name);
+    if (r == -EINVAL) {
+        err_set(err, ENOTSUP, "the tap %s takes one user only, as an older version of Orai made it", name);
+        return err_hint(err, "stop the VM and start it once; from then on it can be refreshed");
+    }
+    if (r < 0)
+        return err_sys(err, r, "cannot give the tap %s a second descriptor", name);
+    return tap_use(fd, false, err);
+}
+
+int tap_use(int fd, bool use, struct err *err)
+{
+    struct ifreq request = {.ifr_flags = use ? IFF_ATTACH_QUEUE : IFF_DETACH_QUEUE};
+    if (ioctl(fd, TUNSETQUEUE, &request) == 0 || (errno == EINVAL && takes_several(fd)))
+        return 0;
+    return err_sys(err, errno, "cannot put a tap's descriptor %s use", use ? "into" : "out of");
 }
 
 int tap_header_size(int fd)

@@ -2,6 +2,12 @@
  *
  * tap: a network interface of the host that is a guest's NIC on the other side. It is not persistent: it
  * vanishes with the last descriptor, ours or QEMU's.
+ *
+ * It takes several descriptors (IFF_MULTI_QUEUE), of which one at a time is in use: so a guest's NIC goes
+ * from one QEMU to another while the interface, its bridge port, counters and addresses stay. Whoever is not
+ * in use gets no frames. QEMU sets the size of the header anew when it starts, for the whole interface, so
+ * the second QEMU starts with a *stand-in* of its own, and its descriptor joins the real interface when it
+ * has done so.
  */
 #pragma once
 
@@ -25,3 +31,11 @@ int tap_take(pid_t pid, int pidfd, const char *name, struct err *err);
 int tap_set(const char *name, bool up, struct err *err);
 /* Size of the virtio net header before each frame (10 or 12), 0 if there is none, or -errno. */
 int tap_header_size(int fd);
+
+/* Makes the stand-in for `name`: not up, on no bridge. Its descriptor is for the second QEMU. */
+int tap_stand_in(const char *name, struct err *err);
+/* The stand-in's descriptor becomes one of `name`, not in use; the stand-in is gone. -ENOTSUP when `name`
+ * takes no second one. After an error the descriptor is of no use any more. */
+int tap_join(int fd, const char *name, struct err *err);
+/* Puts a descriptor into use, or out of it; what waits in it is then lost. One that is so already is fine. */
+int tap_use(int fd, bool use, struct err *err);

@@ -22,6 +22,7 @@
 #include <fcntl.h>
 #include <linux/if_ether.h>
 #include <linux/if_packet.h>
+#include <linux/if_tun.h>
 #include <linux/sockios.h>
 #include <poll.h>
 #include <sched.h>
@@ -129,6 +130,95 @@ static void a_tap_in_use_is_busy(void **state)
     assert_true(tap >= 0);
     assert_int_equal(tap_open(TAP, "", &err), -EBUSY);
     assert_non_null(strstr(err.text, TAP));
+}
+
+static int send_raw(const uint8_t *frame, size_t size)
+{
+    struct sockaddr_ll address = {.sll_family = AF_PACKET, .sll_ifindex = (int)if_nametoindex(TAP)};
+    _cleanup_close_ int fd = socket(AF_PACKET, SOCK_RAW, 0);
+    return sendto(fd, frame, size, 0, (struct sockaddr *)&address, sizeof address) == (ssize_t)size;
+}
+
+/* Does a frame that is sent to the tap come out of this descriptor? What was there before is dropped. */
+static bool gets_frames(int tap)
+{
+    uint8_t frame[60] = {0x52, 0x54, 0, 0x12, 0x34, 0x56, 2, 2, 2, 2, 2, 2, 0x88, 0xb5}, got[256];
+    while (read(tap, got, sizeof got) > 0)
+        ;
+    assert_true(send_raw(frame, sizeof frame));
+    struct pollfd p = {.fd = tap, .events = POLLIN};
+    while (poll(&p, 1, 50) > 0 && p.revents & POLLIN) {
+        ssize_t n = read(tap, got, sizeof got);
+        if (n > 26 && got[tap_header_size(tap) + 12] == 0x88 && got[tap_header_size(tap) + 13] == 0xb5)
+            return true;
+    }
+    return false;
+}
+
+static void frames_go_to_the_one_descriptor_that_is_in_use(void **state)
+{
+    need_namespace();
+    _cleanup_close_ int first = tap_open(TAP, "", NULL);
+    unsigned index = if_nametoindex(TAP);
+    int size = 12;
+    assert_int_equal(ioctl(first, TUNSETVNETHDRSZ, &size), 0);
+    _cleanup_close_ int second = tap_stand_in(TAP, NULL);
+    assert_true(first >= 0 && second >= 0);
+    size = 10; /* as QEMU does when it starts */
+    assert_int_equal(ioctl(second, TUNSETVNETHDRSZ, &size), 0);
+    assert_int_equal(tap_header_size(first), 12);
+    assert_true(gets_frames(first));
+
+    assert_int_equal(tap_join(second, TAP, NULL), 0);
+    assert_int_equal(if_nametoindex(TAP "n"), 0);
+    assert_int_equal(tap_header_size(second), 12);
+    assert_true(gets_frames(first));
+    assert_false(gets_frames(second));
+
+    assert_int_equal(tap_use(second, true, NULL), 0);
+    assert_int_equal(tap_use(first, false, NULL), 0);
+    assert_int_equal(tap_use(first, false, NULL), 0);
+    assert_true(gets_frames(second));
+    assert_false(gets_frames(first));
+
+    assert_int_equal(tap_use(first, true, NULL), 0);
+    assert_int_equal(tap_use(second, false, NULL), 0);
+    assert_true(gets_frames(first));
+    assert_int_equal(if_nametoindex(TAP), index);
+}
+
+static void the_interface_stays_with_either_descriptor(void **state)
+{
+    need_namespace();
+    int first = tap_open(TAP, "", NULL);
+    int second = tap_stand_in(TAP, NULL);
+    assert_int_equal(tap_join(second, TAP, NULL), 0);
+    assert_int_equal(tap_use(second, true, NULL), 0);
+    close(first);
+    assert_true(gets_frames(second));
+    close(second);
+    assert_int_equal(if_nametoindex(TAP), 0);
+}
+
+static void a_tap_for_one_descriptor_is_not_joined(void **state)
+{
+    need_namespace();
+    struct err err = ERR_NONE;
+    struct ifreq request = {.ifr_name = TAP, .ifr_flags = IFF_TAP | IFF_NO_PI | IFF_VNET_HDR};
+    _cleanup_close_ int first = open("/dev/net/tun", O_RDWR | O_NONBLOCK);
+    assert_int_equal(ioctl(first, TUNSETIFF, &request), 0);
+    _cleanup_close_ int second = tap_stand_in(TAP, NULL);
+    assert_int_equal(tap_join(second, TAP, &err), -ENOTSUP);
+    assert_non_null(strstr(err.text, TAP));
+    assert_true(tap_use(first, false, NULL) < 0);
+}
+
+static void a_tap_that_is_gone_is_not_made_anew_by_joining(void **state)
+{
+    need_namespace();
+    _cleanup_close_ int second = tap_stand_in(TAP, NULL);
+    assert_int_equal(tap_join(second, TAP, NULL), -ENODEV);
+    assert_int_equal(if_nametoindex(TAP), 0);
 }
 
 static void tap_is_taken_back_from_the_process_that_has_it(void **state)
@@ -354,6 +444,10 @@ int main(void)
         cmocka_unit_test(missing_bridge_says_how_to_make_it),
         cmocka_unit_test(an_interface_that_is_no_bridge_is_refused),
         cmocka_unit_test(a_tap_in_use_is_busy),
+        cmocka_unit_test(frames_go_to_the_one_descriptor_that_is_in_use),
+        cmocka_unit_test(the_interface_stays_with_either_descriptor),
+        cmocka_unit_test(a_tap_for_one_descriptor_is_not_joined),
+        cmocka_unit_test(a_tap_that_is_gone_is_not_made_anew_by_joining),
         cmocka_unit_test(tap_is_taken_back_from_the_process_that_has_it),
         cmocka_unit_test(addresses_are_learned_on_a_bridged_tap),
         cmocka_unit_test(plain_ipv4_counts_only_while_nothing_is_known),
