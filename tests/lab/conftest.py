@@ -1,7 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the stories share. A failed story shows the newest lines of every log of its lab."""
+"""What the stories share. A failed story shows the newest lines of every log of its lab.
 
+Several runs of pytest at a time divide the stories among themselves: each takes the next one that no other has taken, as
+a folder in the folder that --share names. Stories with one name in their mark `together` all go to the same run.
+"""
+
+import contextlib
+import errno
 import signal
+import socket
+import time
+from pathlib import Path
 
 import pytest
 
@@ -12,10 +21,13 @@ def interrupt(_number, _frame):
 
 def pytest_addoption(parser):
     parser.addoption("--long", action="store_true", help="the whole fault matrix, not only its representative part")
+    parser.addoption("--share", type=Path, metavar="FOLDER", help="only what no other run with this (new) folder has taken")
 
 
 def pytest_configure(config):
     config.addinivalue_line("markers", "long: runs with --long only")
+    config.addinivalue_line("markers", "alone: measures, so that no other story may run at the same time")
+    config.addinivalue_line("markers", "together(name): never at the same time as others with this name")
     # As Ctrl-C: fixtures are torn down. Any other exception would be one test's failure, and the rest would go on.
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, interrupt)
@@ -24,6 +36,35 @@ def pytest_configure(config):
 def pytest_collection_modifyitems(config, items):
     if not config.getoption("--long"):
         items[:] = [item for item in items if not item.get_closest_marker("long")]
+
+
+def take(items, folder):
+    """The stories that are this run's, one by one, at the moment when the next one is wanted."""
+    taken = {}
+    for number, item in enumerate(items):
+        mark = item.get_closest_marker("together")
+        name = mark.args[0] if mark else str(number)
+        if name not in taken:
+            try:
+                (folder / name).mkdir(parents=True)
+                taken[name] = True
+            except FileExistsError:
+                taken[name] = False
+        if taken[name]:
+            yield item
+
+
+def pytest_runtestloop(session):
+    folder = session.config.getoption("--share")
+    if not folder or session.testsfailed or session.config.option.collectonly:
+        return None  # as pytest does it
+    stories = take(session.items, folder)
+    story = next(stories, None)
+    while story:
+        following = next(stories, None)  # pytest keeps the fixtures that both have
+        story.config.hook.pytest_runtest_protocol(item=story, nextitem=following)
+        story = following
+    return True
 
 
 @pytest.fixture
@@ -61,10 +102,44 @@ def guests():
         guest.close()
 
 
+@contextlib.contextmanager
+def alone_on_this_machine(name):
+    """Waits until no other process has this name: one of an abstract socket, which nothing outlives."""
+    with socket.socket(socket.AF_UNIX) as held:
+        while True:
+            try:
+                held.bind(f"\0orai-lab-{name}")
+                break
+            except OSError as e:
+                if e.errno != errno.EADDRINUSE:
+                    raise
+            time.sleep(0.2)
+        yield
+
+
+USERFAULTFD = Path("/proc/sys/vm/unprivileged_userfaultfd")
+
+
+@pytest.fixture
+def userfaultfd():
+    """Memory can follow a guest, as with the package's sysctl.d; what the machine had is restored. It is a setting of the whole
+    machine: stories with it bear the mark together("userfaultfd"), and other runs of pytest wait. userfaultfd(False) forbids
+    it again."""
+    def allow(allowed):
+        USERFAULTFD.write_text("1" if allowed else "0")
+    with alone_on_this_machine("userfaultfd"):
+        before = USERFAULTFD.read_text()
+        allow(True)
+        try:
+            yield allow
+        finally:
+            USERFAULTFD.write_text(before)
+
+
 @pytest.hookimpl(hookwrapper=True)
 def pytest_runtest_makereport(item, call):
     report = (yield).get_result()
-    if report.when == "call" and report.failed:
+    if report.failed:
         from lab import standing
         for lab in standing:
             report.sections.append(("logs of the lab", lab.logs()))

@@ -20,6 +20,8 @@ import netns
 
 PORT = 7420
 MIB = 1 << 20
+LOG_LINES = {"console.log": 150}  # of a log that is shown; a kernel's panic with its whole trace
+OTHER_LOG_LINES = 80
 
 
 class OraiError(Exception):
@@ -58,11 +60,13 @@ def wait_until(condition, seconds, what):
         time.sleep(0.02)
 
 
-def is_alive(pid):
+def is_alive(pid, start=None):
+    """`start`: of its record (src/base/pid.h); another process may have got the same pid by now."""
     try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except (FileNotFoundError, ProcessLookupError):
         return False
+    return fields[0] not in "ZX" and start in (None, fields[19])
 
 
 def call(connection, method, path, body):
@@ -122,12 +126,12 @@ class Host:
             self.stop()
         self.start()
 
-    def log(self, lines=30):
+    def log(self):
         """The newest lines of the logs of oraid, each orai-vm, QEMU and guest."""
         texts = []
         for path in [self.folder / "oraid.log", *self.state.glob("vms/*/*.log")]:
             if path.exists() and path.stat().st_size:
-                newest = path.read_text(errors="replace").splitlines()[-lines:]
+                newest = path.read_text(errors="replace").splitlines()[-LOG_LINES.get(path.name, OTHER_LOG_LINES):]
                 texts.append("\n".join([f"--- {path.relative_to(self.folder)} of {self.name}", *newest]))
         return "\n".join(texts)
 
@@ -187,10 +191,10 @@ class Host:
         """`kind`: oraid, orai-vm or qemu. None when it does not run."""
         path = self.run_dir / "oraid.pid" if kind == "oraid" else self.run_dir / "vms" / name / f"{kind}.pid"
         try:
-            pid = int(path.read_text().split()[0])
-        except (FileNotFoundError, IndexError):
+            pid, start, _boot = path.read_text().split()
+        except (FileNotFoundError, ValueError):
             return None
-        return pid if is_alive(pid) else None
+        return int(pid) if is_alive(pid, start) else None
 
     def signal(self, kind, name, number):
         pid = self.pid_of(kind, name)

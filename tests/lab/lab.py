@@ -8,7 +8,8 @@ has two hosts that know each other, on one segment, and a client outside of both
 process, namespace, mount or file, also after an exception, Ctrl-C or SIGTERM. A lab that was itself killed with SIGKILL
 is swept up by the next one. Several labs may run at once: all names carry the process that made them.
 
-Needs root. ORAI_BUILD names the build folder (default: build), ORAI_CACHE the built guests.
+Needs root. ORAI_BUILD names the build folder (default: build), ORAI_CACHE the built guests, ORAI_LABS the folder in which
+labs have theirs (default: /var/tmp).
 """
 
 import atexit
@@ -28,6 +29,7 @@ ROOT = Path(__file__).resolve().parents[2]
 BUILD = Path(os.environ.get("ORAI_BUILD", ROOT / "build")).resolve()
 DELAY = BUILD / "tests" / "lab" / "delay"
 CACHE = Path(os.environ.get("ORAI_CACHE", "/var/cache/orai-lab"))
+FOLDER = Path(os.environ.get("ORAI_LABS", "/var/tmp"))
 PREFIX = "orai-lab"
 NETWORK = "10.77.0"
 CLIENT = f"{NETWORK}.100"
@@ -43,7 +45,7 @@ class Lab:
     `rtt` in seconds is the time from one host to another and back; `disk_sizes` ({name: bytes}) gives hosts a small disk; `builds` ({name: folder}) other programs; `qemus`
     ({name: file}) another QEMU."""
 
-    def __init__(self, *names, rate=None, rtt=None, disk_sizes=None, builds=None, qemus=None, keep=False, folder="/var/tmp"):
+    def __init__(self, *names, rate=None, rtt=None, disk_sizes=None, builds=None, qemus=None, keep=False, folder=FOLDER):
         sweep(folder)
         self.prefix = f"{PREFIX}-{os.getpid()}-{next(serial)}"
         self.folder = Path(tempfile.mkdtemp(prefix=f"{self.prefix}-", dir=folder))
@@ -137,7 +139,7 @@ def unmount_below(folder):
         netns.run("umount", mount)
 
 
-def sweep(folder="/var/tmp"):
+def sweep(folder=FOLDER):
     """What labs left whose process is gone: they were killed with SIGKILL."""
     def is_stray(name):
         match = re.fullmatch(rf"{PREFIX}-(\d+)-.*", name)

@@ -10,7 +10,10 @@ import time
 from pathlib import Path
 
 import netns
+import pytest
 from lab import DELAY, PREFIX, Lab, sweep
+
+pytestmark = pytest.mark.alone
 
 HERE = Path(__file__).parent
 
