@@ -19,6 +19,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
+USERFAULTFD = Path("/proc/sys/vm/unprivileged_userfaultfd")
 
 
 def parser(description):
@@ -53,6 +54,17 @@ def workspace(folder, name):
         yield path
     finally:
         shutil.rmtree(path)
+
+
+@contextmanager
+def userfaultfd():
+    """Memory can follow the switch: QEMU needs userfaultfd for that, and Orai's does not run as root."""
+    before = USERFAULTFD.read_text()
+    USERFAULTFD.write_text("1")
+    try:
+        yield
+    finally:
+        USERFAULTFD.write_text(before)
 
 
 @contextmanager

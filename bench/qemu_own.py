@@ -66,7 +66,7 @@ class OwnHost:
         namespace.ip("link", "set", link.interface, "master", "br0")
         namespace.ip("addr", "add", f"{address}/24", "dev", "br0")
 
-    def start(self, disk, kernel, initrd, append, memory, incoming=False):
+    def start(self, disk, kernel, initrd, append, memory, incoming=False, options=()):
         number = next(self.count)
         tap, path = f"tap{number}", self.folder / f"qmp{number}"
         self.namespace.ip("tuntap", "add", tap, "mode", "tap")
@@ -77,30 +77,39 @@ class OwnHost:
                    "-blockdev", "driver=raw,file=file0,node-name=disk0", "-device", "virtio-blk-pci,drive=disk0,id=vda",
                    "-netdev", f"tap,ifname={tap},id=net0,script=no,downscript=no",
                    "-device", "virtio-net-pci,netdev=net0,mac=52:54:00:77:00:01", "-qmp", f"unix:{path},server=on,wait=off",
-                   *(["-incoming", "defer", "-S"] if incoming else [])]
+                   *(["-incoming", "defer", "-S"] if incoming else []), *options]
         process = self.namespace.popen(*command, stdin=subprocess.DEVNULL)
         return process, Qmp(path)
 
 
-def move(source, target, destination):
-    """`source`, `target`: Qmp of the running and the waiting QEMU. Returns when the guest runs on the target."""
+def move(source, target, destination, *capabilities, **parameters):
+    """`source`, `target`: Qmp of the running and the waiting QEMU; `capabilities` and `parameters`: more of QEMU's migration. With
+    "postcopy-ram" the memory follows the switch, without a pass before it. Returns when all is there and the guest runs on the target."""
+    later = "postcopy-ram" in capabilities
     target("nbd-server-start", addr={"type": "inet", "data": {"host": destination, "port": str(NBD_PORT)}})
     target("block-export-add", id="export0", type="nbd", node_name="disk0", name="disk0", writable=True)
     for qmp in (source, target):
         qmp("migrate-set-capabilities", capabilities=[{"capability": "pause-before-switchover", "state": True},
-                                                      {"capability": "events", "state": True}])
-    source("migrate-set-parameters", max_bandwidth=1 << 34, downtime_limit=300)
+                                                      *({"capability": name, "state": True} for name in ("events", *capabilities))])
+        qmp("migrate-set-parameters", max_bandwidth=1 << 34, downtime_limit=300, **parameters)
     target("migrate-incoming", uri=f"tcp:{destination}:{MIGRATION_PORT}")
     source("blockdev-add", driver="nbd", node_name="there", export="disk0",
            server={"type": "inet", "host": destination, "port": str(NBD_PORT)})
     source("blockdev-mirror", job_id="mirror0", device="disk0", target="there", sync="full")
     source.wait("BLOCK_JOB_READY")
     source("migrate", uri=f"tcp:{destination}:{MIGRATION_PORT}")
+    if later:
+        source.wait("MIGRATION", lambda data: data["status"] == "active")
+        source("migrate-start-postcopy")
     source.wait("MIGRATION", lambda data: data["status"] == "pre-switchover")
     source("block-job-cancel", device="mirror0")
     source.wait("BLOCK_JOB_COMPLETED")
+    if later:  # it runs before the stream ends
+        target("nbd-server-stop")
+        target("cont")
     source("migrate-continue", state="pre-switchover")
     source.wait("MIGRATION", lambda data: data["status"] == "completed")
     target.wait("MIGRATION", lambda data: data["status"] == "completed")
-    target("nbd-server-stop")  # the guest may only write once the export does not
-    target("cont")
+    if not later:
+        target("nbd-server-stop")  # the guest may only write once the export does not
+        target("cont")

@@ -12,7 +12,8 @@ clang_runtime() {
 }
 
 build_packages=(gcc libc6-dev make pkg-config meson ninja-build
-    libssl-dev libjansson-dev libsqlite3-dev libwebsockets-dev libcurl4-openssl-dev libxxhash-dev libcmocka-dev)
+    libssl-dev libjansson-dev libsqlite3-dev libwebsockets-dev libcurl4-openssl-dev libxxhash-dev libzstd-dev
+    libcmocka-dev)
 deb_packages=(git build-essential debhelper)
 run_packages=(qemu-system-x86 ovmf qemu-utils iproute2 openssl)
 lab_packages=(python3 python3-pytest python3-yaml python3-jsonschema mmdebstrap busybox-static

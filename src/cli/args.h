@@ -44,7 +44,7 @@ struct arg_def {
 };
 
 #define VERB_MAX_OPERANDS 3
-#define VERB_MAX_OPTIONS 16
+#define VERB_MAX_OPTIONS 20
 #define ARGS_MAX_FURTHER 32
 
 enum verb_flags {

@@ -24,6 +24,7 @@ static const struct view view_config = {
                                        {"machine", "Machine"},
                                        {"cpu", "CPU model"},
                                        {"accel", "Accelerator"},
+                                       {"ram", "Kind of memory"},
                                        {"autostart", "Starts with host", COLUMN_BOOL},
                                        {"kernel", "Kernel"},
                                        {"initrd", "Initrd"},

@@ -11,9 +11,10 @@
 
 /* Option and its member of the API's VMRequest. */
 static const char *const members[][2] = {
-    {"image", "image"},   {"memory", "memory"},       {"cpus", "cpus"},       {"kernel", "kernel"},
-    {"initrd", "initrd"}, {"append", "append"},       {"machine", "machine"}, {"cpu", "cpu"},
-    {"accel", "accel"},   {"autostart", "autostart"}, {"cdrom", "cdrom"},     {"uefi", "uefi"},
+    {"image", "image"},   {"memory", "memory"}, {"cpus", "cpus"},           {"kernel", "kernel"},
+    {"initrd", "initrd"}, {"append", "append"}, {"machine", "machine"},     {"cpu", "cpu"},
+    {"accel", "accel"},   {"ram", "ram"},       {"autostart", "autostart"}, {"cdrom", "cdrom"},
+    {"uefi", "uefi"},
 };
 
 static int set_disks(const struct cli *cli, json_t *body, struct err *err)
@@ -134,6 +135,10 @@ const struct verb verb_create = {
                  .kind = ARG_CHOICE,
                  .value = "auto|kvm|tcg",
                  .help = "How the guest's code is run (default: auto)"},
+                {.name = "ram",
+                 .kind = ARG_CHOICE,
+                 .value = "shared|private|huge",
+                 .help = "What its memory is made of (default: shared)"},
                 {.name = "autostart", .kind = ARG_FLAG, .help = "Start it whenever its host has booted"},
                 {.name = "config",
                  .kind = ARG_FILE,

@@ -33,7 +33,8 @@ static const struct view view_prediction = {
                                        {"predicted.memory_bytes", "Memory to send", COLUMN_BYTES},
                                        {"predicted.link_bytes_per_second", "Link", COLUMN_RATE},
                                        {"predicted.rtt_ms", "Round trip", COLUMN_MSEC},
-                                       {"dirty_rate", "Dirty rate", COLUMN_RATE},
+                                       {"predicted.dirty_bytes_per_second", "Dirty rate", COLUMN_RATE},
+                                       {"predicted.converges", "Converges", COLUMN_BOOL},
                                        {0}},
     .sections = (const struct section[]){{"predicted.disks", "Disks", &view_predicted_disks}, {0}},
 };
@@ -54,7 +55,14 @@ static const struct view view_result = {
                                        {"disk_later_bytes", "Disk to follow", COLUMN_BYTES},
                                        {"memory_bytes", "Memory", COLUMN_BYTES},
                                        {"predicted_memory_bytes", "Predicted", COLUMN_BYTES},
+                                       {"memory_found_bytes", "Memory found there", COLUMN_BYTES},
+                                       {"memory_zero_bytes", "Memory of zeroes", COLUMN_BYTES},
+                                       {"memory_saved_bytes", "Saved by compression", COLUMN_BYTES},
                                        {"memory_later_bytes", "Memory after the switch", COLUMN_BYTES},
+                                       {"memory_faults", "Waits for memory", COLUMN_COUNT},
+                                       {"memory_fault_ms", "Wait, median", COLUMN_MSEC},
+                                       {"memory_verified_bytes", "Memory verified", COLUMN_BYTES},
+                                       {"throttle_most", "Slowed down by, %"},
                                        {"running_seconds", "Running there after", COLUMN_SECONDS},
                                        {"error.text", "Error"},
                                        {0}},
@@ -67,10 +75,12 @@ static int make_request(const struct cli *cli, json_t *body, struct err *err)
         {"memory", "memory"},
         {"dry_run", "dry-run"},
         {"compare", "compare"},
+        {"verify_memory", "verify-memory"},
         {"bandwidth", "bandwidth"},
         {"timeout_ms", "timeout"},
         {"on_timeout", "on-timeout"},
         {"max_blackout_ms", "max-blackout"},
+        {"throttle", "throttle"},
         {"connections", "connections"},
     };
     int r = cli_set_operand(cli, body, "to", "HOST", err);
@@ -190,6 +200,8 @@ static int run_move(struct cli *cli, struct err *err)
     struct progress progress;
     progress_init(&progress, cli->args.format == FORMAT_TABLE ? stdout : stderr);
     r = operation_wait(cli, started, show_change, &progress, &ended, err);
+    if (r == 0)
+        progress_show_obstacle(&progress, last_status(ended));
     progress_end(&progress);
     return r < 0 ? lost_sight(cli, r, err) : print_outcome(cli, ended, err);
 }
@@ -212,6 +224,9 @@ const struct verb verb_move = {
          {.name = "compare",
           .kind = ARG_FLAG,
           .help = "Trust no copy of its disks there: compare, and send what differs"},
+         {.name = "verify-memory",
+          .kind = ARG_FLAG,
+          .help = "Compare all of memory before the guest goes on there; it stays if anything differs"},
          {.name = "dry-run", .kind = ARG_FLAG, .help = "Only check and predict; nothing is moved"},
          {.name = "bandwidth",
           .kind = ARG_RATE,
@@ -227,8 +242,12 @@ const struct verb verb_move = {
           .help = "How long the move may take (default: no limit)"},
          {.name = "on-timeout",
           .kind = ARG_CHOICE,
-          .value = "cancel|pause",
-          .help = "Then give up, or pause the guest to finish (default: cancel)"},
+          .value = "cancel|pause|postcopy",
+          .help = "Then give up, pause the guest to finish, or let its memory follow it (default: cancel)"},
+         {.name = "throttle",
+          .kind = ARG_COUNT,
+          .value = "PERCENT",
+          .help = "Slow the guest's CPUs down by up to that, if it writes too fast (default: never)"},
          {.name = "connections", .kind = ARG_COUNT, .value = "N", .help = "Data connections, up to 8"},
          {.name = "detach", .kind = ARG_FLAG, .help = "Do not wait for its end"}},
     .run = run_move,

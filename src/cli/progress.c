@@ -53,6 +53,13 @@ static void put_rates(FILE *out, const json_t *move)
         fprintf(out, "  dirty %s", rate_format(dirty, text));
 }
 
+static void put_throttle(FILE *out, const json_t *move)
+{
+    uint64_t percent = json_u64(move, "throttle", 0);
+    if (percent)
+        fprintf(out, "  guest slowed by %" PRIu64 " %%", percent);
+}
+
 static void put_time_left(FILE *out, const json_t *move)
 {
     if (!json_bool(move, "converging", true)) {
@@ -101,6 +108,7 @@ char *progress_text(const json_t *move, const char *phase)
     bool over = strcmp(phase, current) != 0 || strcmp(json_str(move, "state", "running"), "running") != 0;
     if (!over) {
         put_rates(out, move);
+        put_throttle(out, move);
         put_time_left(out, move);
     }
     return text_close(out, &text);
@@ -110,7 +118,7 @@ char *progress_text(const json_t *move, const char *phase)
 static void put_predicted_bytes(FILE *out, const json_t *predicted, const char *key)
 {
     char text[SIZE_TEXT];
-    if (json_is_object(predicted))
+    if (json_is_integer(json_object_get(predicted, key)))
         fprintf(out, " (predicted %s)", size_format(json_u64(predicted, key, 0), text));
 }
 
@@ -123,7 +131,7 @@ char *progress_result(const json_t *move)
     FILE *out = text_open(&text, &size);
     fprintf(out, "%s moved from %s to %s in %.1f s", json_str(move, "vm", "?"), json_str(move, "from", "?"),
             json_str(move, "to", "?"), (double)json_u64(move, "elapsed_ms", 0) / 1000);
-    if (json_is_object(predicted))
+    if (json_is_number(json_object_get(predicted, "seconds")))
         fprintf(out, " (predicted %.1f s)", json_double(predicted, "seconds", 0));
     if (json_u64(memory, "later_bytes", 0))
         fprintf(out, ", running there after %.2f s", (double)json_u64(move, "running_ms", 0) / 1000);
@@ -136,6 +144,8 @@ char *progress_result(const json_t *move)
         fprintf(out, " and up to %s to follow", size_format(json_u64(disk, "later_bytes", 0), bytes));
     fprintf(out, ", memory %s", size_format(json_u64(memory, "sent_bytes", 0), bytes));
     put_predicted_bytes(out, predicted, "memory_bytes");
+    if (json_u64(memory, "found_bytes", 0))
+        fprintf(out, " and %s found there", size_format(json_u64(memory, "found_bytes", 0), bytes));
     fprintf(out, "; a full copy of the disk: %s", size_format(json_u64(disk, "full_bytes", 0), bytes));
     return text_close(out, &text);
 }
@@ -162,6 +172,13 @@ json_t *progress_result_json(const json_t *move)
     set_copy(result, "full_disk_bytes", disk, "full_bytes");
     set_copy(result, "disk_later_bytes", disk, "later_bytes");
     set_copy(result, "memory_later_bytes", memory, "later_bytes");
+    set_copy(result, "memory_found_bytes", memory, "found_bytes");
+    set_copy(result, "memory_zero_bytes", memory, "zero_bytes");
+    set_copy(result, "memory_saved_bytes", memory, "saved_bytes");
+    set_copy(result, "memory_faults", memory, "faults");
+    set_copy(result, "memory_fault_ms", memory, "fault_ms");
+    set_copy(result, "memory_fault_p99_ms", memory, "fault_p99_ms");
+    set_copy(result, "memory_verified_bytes", memory, "verified_bytes");
     json_object_set_new(result, "running_seconds",
                         json_is_integer(json_object_get(move, "running_ms"))
                             ? json_real((double)json_u64(move, "running_ms", 0) / 1000)
@@ -174,6 +191,8 @@ json_t *progress_result_json(const json_t *move)
     set_copy(result, "predicted_disk_bytes", predicted, "disk_bytes");
     set_copy(result, "predicted_memory_bytes", predicted, "memory_bytes");
     set_copy(result, "predicted", move, "predicted");
+    set_copy(result, "throttle_most", move, "throttle_most");
+    set_copy(result, "obstacle", move, "obstacle");
     set_copy(result, "notes", move, "notes");
     set_copy(result, "error", move, "error");
     return result;
@@ -206,12 +225,26 @@ static void put_line(struct progress *progress, const json_t *move)
     fprintf(progress->out, "%s%s\n", date, text);
 }
 
+void progress_show_obstacle(struct progress *progress, const json_t *move)
+{
+    const char *obstacle = json_str(move, "obstacle", "");
+    if (strncmp(progress->obstacle, obstacle, sizeof progress->obstacle - 1) == 0)
+        return;
+    snprintf(progress->obstacle, sizeof progress->obstacle, "%s", obstacle);
+    _cleanup_free_ char *text = text_visible(progress->obstacle);
+    if (!text[0])
+        return;
+    progress_end(progress);
+    fprintf(progress->out, "%s\n", text);
+}
+
 void progress_show(struct progress *progress, const json_t *move, int64_t now)
 {
     const char *phase = json_str(move, "phase", NULL);
     if (!phase)
         return;
     bool new_phase = strcmp(progress->phase, phase) != 0;
+    progress_show_obstacle(progress, move);
     if (progress->style.width) {
         if (new_phase && progress->phase[0]) {
             rewrite_line(progress, move, progress->phase); /* what it came to in the end */

@@ -25,13 +25,16 @@ struct progress {
     struct style
         style;      /* width 0: no terminal, so lines with the time instead of one rewritten line per phase */
     char phase[16]; /* the last one that was shown */
-    bool open;      /* the terminal's cursor stands in a line that may be rewritten */
-    int64_t shown_at; /* clock_now() of the last line */
+    char obstacle[512]; /* likewise */
+    bool open;          /* the terminal's cursor stands in a line that may be rewritten */
+    int64_t shown_at;   /* clock_now() of the last line */
 };
 
 void progress_init(struct progress *progress, FILE *out);
 /* Shows `move` (may be NULL: nothing known yet) as it is at `now`; without a terminal at most once per
  * second, and at each change of phase. */
 void progress_show(struct progress *progress, const json_t *move, int64_t now);
+/* Why there is no end in sight, in a line of its own, whenever that is something new. */
+void progress_show_obstacle(struct progress *progress, const json_t *move);
 /* Ends the rewritten line, so that other text can follow. */
 void progress_end(struct progress *progress);

@@ -16,6 +16,7 @@ static const struct view view_replicas = {
                                        {"state", "STATE"},
                                        {"epoch", "EPOCH", COLUMN_COUNT},
                                        {"allocated", "TAKES", COLUMN_BYTES},
+                                       {"checkpoint", "MEMORY", COLUMN_BYTES},
                                        {"error.text", "ERROR"},
                                        {0}},
     .empty = "No copies",
@@ -27,6 +28,7 @@ static const struct view view_copies = {
                                        {"peer", "OTHER HOST"},
                                        {"epoch", "EPOCH", COLUMN_COUNT},
                                        {"allocated", "TAKES", COLUMN_BYTES},
+                                       {"checkpoint", "MEMORY", COLUMN_BYTES},
                                        {0}},
     .empty = "No copies of VMs that are elsewhere",
 };
@@ -47,9 +49,10 @@ static int list_copies(struct cli *cli, struct err *err)
             continue;
         json_array_foreach(json_object_get(vm, "disks"), k, disk) allocated += json_u64(disk, "allocated", 0);
         json_array_append_new(
-            copies, json_pack("{s:O?, s:O?, s:O?, s:O?, s:I}", "name", json_object_get(vm, "name"), "state",
-                              json_object_get(vm, "state"), "peer", json_object_get(vm, "peer"), "epoch",
-                              json_object_get(vm, "epoch"), "allocated", (json_int_t)allocated));
+            copies, json_pack("{s:O?, s:O?, s:O?, s:O?, s:I, s:I}", "name", json_object_get(vm, "name"),
+                              "state", json_object_get(vm, "state"), "peer", json_object_get(vm, "peer"),
+                              "epoch", json_object_get(vm, "epoch"), "allocated", (json_int_t)allocated,
+                              "checkpoint", (json_int_t)json_u64(vm, "checkpoint", 0)));
     }
     return cli_print_list(cli, &view_copies, copies, err);
 }

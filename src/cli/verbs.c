@@ -20,6 +20,7 @@ const struct verb *const verbs[] = {
     &verb_info,
     &verb_config,
     &verb_move,
+    &verb_refresh,
     &verb_status,
     &verb_cancel,
     &verb_recover,

@@ -33,6 +33,7 @@ const struct route api_routes[] = {
     {"POST", "/v1/vms/{}/stop", ROUTE_LOCAL, api_vm_stop},
     {"POST", "/v1/vms/{}/kill", ROUTE_LOCAL, api_vm_kill},
     {"POST", "/v1/vms/{}/move", ROUTE_LOCAL, api_vm_move},
+    {"POST", "/v1/vms/{}/refresh", ROUTE_LOCAL, api_vm_refresh},
     {"POST", "/v1/vms/{}/verify", ROUTE_LOCAL, api_vm_verify},
     {"GET", "/v1/vms/{}/copy", ROUTE_PEER, api_vm_copy},
     {"POST", "/v1/vms/{}/share", ROUTE_PEER_ONLY, api_vm_share},

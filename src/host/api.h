@@ -116,7 +116,10 @@ handler_fn api_invite, api_peers, api_peer_join, api_peer_remove, api_join;
 handler_fn api_images, api_image, api_image_add, api_image_remove;
 handler_fn api_vms, api_vm, api_vm_create, api_vm_remove, api_vm_config, api_vm_config_put, api_vm_start,
     api_vm_stop, api_vm_kill;
-handler_fn api_vm_move, api_vm_status, api_vm_cancel, api_vm_recover, api_arrive, api_arrival_cancel;
+handler_fn api_vm_refresh, api_vm_move, api_vm_status, api_vm_cancel, api_vm_recover, api_arrive,
+    api_arrival_cancel;
 handler_fn api_vm_verify, api_vm_copy, api_vm_hashes, api_vm_share;
 handler_fn api_replicas, api_replica_drop;
+/* Once, before the keeper: what an oraid before us had begun goes on. */
+int refreshes_take_over(struct host *host, struct err *err);
 handler_fn api_operations, api_operation, api_events;

@@ -107,17 +107,19 @@ static int end_earlier_try(struct host *host, const struct request *request, con
         return 0;
     if (lends)
         return check_lent(a, &record, err);
-    r = vm_ask(host, a->name, json_pack("{s:s}", "do", "status"), VM_ASK_MSEC, &status, err);
+    r = vm_ask(host, a->name, json_pack("{s:s}", "do", "status"), VM_TELL_MSEC, &status, err);
     if (r < 0)
         return vm_process_ends(pidfd, YIELD_MSEC) ? 0 : r;
     if (strcmp(json_str(status, "state", ""), "arriving") != 0)
         return err_set(err, EBUSY, "\"%s\" is %s here", a->name, json_str(status, "state", "unknown"));
     if (!fingerprint_equal(&record.peer.fingerprint, &request->key))
         return err_set(err, EBUSY, "\"%s\" is arriving here from \"%s\"", a->name, record.peer.name);
-    r = vm_ask(host, a->name, json_pack("{s:s}", "do", "cancel"), VM_ASK_MSEC, NULL, err);
-    if (r == 0 && !vm_process_ends(pidfd, YIELD_MSEC))
-        r = err_set(err, EBUSY, "an earlier move of \"%s\" to here is still being cleaned up", a->name);
-    return r;
+    r = vm_ask(host, a->name, json_pack("{s:s}", "do", "cancel"), VM_TELL_MSEC, NULL, err);
+    if (vm_process_ends(pidfd, YIELD_MSEC)) /* also by itself, before it could answer */
+        return 0;
+    return r < 0
+               ? r
+               : err_set(err, EBUSY, "an earlier move of \"%s\" to here is still being cleaned up", a->name);
 }
 
 /* May what arrives take the place of what is here? */
@@ -216,6 +218,6 @@ int api_arrival_cancel(struct host *host, struct request *request, struct answer
         return answer_ok(ret);
     if (!fingerprint_equal(&record.peer.fingerprint, &request->key))
         return err_set(err, EACCES, "that move comes from another host");
-    int r = vm_ask(host, name, json_pack("{s:s}", "do", "cancel"), VM_ASK_MSEC, NULL, err);
+    int r = vm_ask(host, name, json_pack("{s:s}", "do", "cancel"), VM_TELL_MSEC, NULL, err);
     return r < 0 && r != -ENOTCONN && r != -EINVAL ? r : answer_ok(ret);
 }

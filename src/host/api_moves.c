@@ -19,8 +19,9 @@
 #include <stdio.h>
 #include <string.h>
 
-#define ARRIVAL_MSEC 30000 /* the other oraid starts an orai-vm meanwhile */
-#define TELL_MSEC 10000
+/* The other oraid waits for the end of an earlier try, and starts an orai-vm: longer than it may take for
+ * both, so that what it says in the end is heard. */
+#define ARRIVAL_MSEC 60000
 #define WAIT_NSEC (NSEC_PER_SEC / 4)
 #define MAX_BLACKOUT_MSEC 3600000                       /* an hour */
 #define MAX_TIMEOUT_MSEC (UINT64_C(365) * 24 * 3600000) /* a year */
@@ -85,7 +86,7 @@ static int hand_over(struct departing *d, struct err *err)
                         json_pack("{s:s, s:s, s:i, s:s}", "name", d->peer.name, "address", d->peer.address,
                                   "port", (int)d->peer.port, "fingerprint",
                                   fingerprint_format(&d->peer.fingerprint, key)));
-    return vm_ask(d->host, d->name, request, TELL_MSEC, NULL, err);
+    return vm_ask(d->host, d->name, request, VM_TELL_MSEC, NULL, err);
 }
 
 /* A VM whose disks are still on two hosts goes on when they are here: a third host would depend on two. */
@@ -93,8 +94,9 @@ static int wait_whole(struct departing *d, struct err *err)
 {
     for (int r;;) {
         _cleanup_json_ json_t *status = NULL;
-        if ((r = check_cancelled(d, err)) < 0 ||
-            (r = vm_ask(d->host, d->name, json_pack("{s:s}", "do", "status"), VM_ASK_MSEC, &status, err)) < 0)
+        if ((r = check_cancelled(d, err)) == 0)
+            r = vm_ask(d->host, d->name, json_pack("{s:s}", "do", "status"), VM_TELL_MSEC, &status, err);
+        if (r < 0)
             return r;
         const json_t *borrows = json_object_get(status, "borrows");
         if (!json_is_object(borrows) || strcmp(json_str(borrows, "state", ""), "fetching") != 0)
@@ -120,7 +122,7 @@ static void depart(void *arg)
         if (r < 0)
             take_back(d);
         else if (vm_move_cancelled(d->host->vms, d->name)) /* it came between check and hand-over */
-            vm_ask(d->host, d->name, json_pack("{s:s}", "do", "cancel"), VM_ASK_MSEC, NULL, &err);
+            vm_ask(d->host, d->name, json_pack("{s:s}", "do", "cancel"), VM_TELL_MSEC, NULL, &err);
     }
     vm_release(d->host->vms, d->name);
     if (r < 0) {
@@ -144,7 +146,7 @@ static int check_movable(struct departing *d, struct err *err)
         return err_hint(err, "give the command on %s", record.peer.name);
     }
     d->epoch = record.epoch;
-    r = vm_ask(d->host, d->name, json_pack("{s:s}", "do", "status"), VM_ASK_MSEC, &status, err);
+    r = vm_ask(d->host, d->name, json_pack("{s:s}", "do", "status"), VM_TELL_MSEC, &status, err);
     if (r == -ENOTCONN) {
         err_set(err, EBUSY, "\"%s\" does not run: only a running VM can be moved", d->name);
         return err_hint(err, "orai start %s", d->name);
@@ -152,13 +154,30 @@ static int check_movable(struct departing *d, struct err *err)
     return r;
 }
 
+/* What cannot be where memory follows the guest. The members' types are as they should be. */
+static int check_memory(const json_t *body, const char *memory, enum move_on_timeout policy, struct err *err)
+{
+    bool later = strcmp(memory, "postcopy") == 0,
+         may_follow = later || (policy == MOVE_FOLLOW && json_u64(body, "timeout_ms", 0) > 0);
+    if (!later && strcmp(memory, "precopy") != 0)
+        return err_set(err, EINVAL, "\"memory\" must be \"precopy\" or \"postcopy\"");
+    if (later && json_u64(body, "throttle", 0) > 0)
+        return err_set(err, EINVAL,
+                       "\"throttle\" is for memory that goes before the guest: not with \"postcopy\"");
+    if (may_follow && json_bool(body, "verify_memory", false))
+        return err_set(err, EINVAL,
+                       "\"verify_memory\" is done before the guest goes on: not where memory follows it");
+    return 0;
+}
+
 static int read_move(struct departing *d, const json_t *body, struct err *err)
 {
-    static const char *const plain[] = {"mode",       "memory",     "dry_run",
-                                        "compare",    "bandwidth",  "max_blackout_ms",
-                                        "timeout_ms", "on_timeout", "connections"};
+    static const char *const plain[] = {"mode",        "memory",          "dry_run",      "compare",
+                                        "bandwidth",   "max_blackout_ms", "timeout_ms",   "on_timeout",
+                                        "connections", "throttle",        "verify_memory"};
     const char *to = NULL, *on_timeout = "cancel", *mode = "auto", *memory = "precopy";
     enum move_mode parsed;
+    enum move_on_timeout policy = MOVE_CANCEL;
     uint64_t number = 0;
     bool flag = false, compare = false;
     int r = body_name(body, "to", &to, err);
@@ -166,6 +185,8 @@ static int read_move(struct departing *d, const json_t *body, struct err *err)
         r = body_flag(body, "dry_run", &flag, err);
     if (r == 0)
         r = body_flag(body, "compare", &compare, err);
+    if (r == 0)
+        r = body_flag(body, "verify_memory", &flag, err);
     if (r == 0)
         r = body_number(body, "bandwidth", 0, INT64_MAX, &number, err);
     if (r == 0)
@@ -175,9 +196,11 @@ static int read_move(struct departing *d, const json_t *body, struct err *err)
     if (r == 0)
         r = body_number(body, "connections", 1, 8, &number, err);
     if (r == 0)
+        r = body_number(body, "throttle", 0, QEMU_THROTTLE_MAX, &number, err);
+    if (r == 0)
         r = body_string(body, "on_timeout", &on_timeout, err);
-    if (r == 0 && strcmp(on_timeout, "cancel") != 0 && strcmp(on_timeout, "pause") != 0)
-        r = err_set(err, EINVAL, "\"on_timeout\" must be \"cancel\" or \"pause\"");
+    if (r == 0 && move_on_timeout_parse(on_timeout, &policy) < 0)
+        r = err_set(err, EINVAL, "\"on_timeout\" must be \"cancel\", \"pause\" or \"postcopy\"");
     if (r == 0)
         r = body_string(body, "mode", &mode, err);
     if (r == 0 && move_mode_parse(mode, &parsed) < 0)
@@ -186,8 +209,8 @@ static int read_move(struct departing *d, const json_t *body, struct err *err)
         r = err_set(err, EINVAL, "\"compare\" is done before the switch: not in mode \"%s\"", mode);
     if (r == 0)
         r = body_string(body, "memory", &memory, err);
-    if (r == 0 && strcmp(memory, "precopy") != 0 && strcmp(memory, "postcopy") != 0)
-        r = err_set(err, EINVAL, "\"memory\" must be \"precopy\" or \"postcopy\"");
+    if (r == 0)
+        r = check_memory(body, memory, policy, err);
     if (r < 0)
         return r;
     if (strcmp(to, d->host->options.name) == 0)
@@ -223,7 +246,8 @@ int api_vm_move(struct host *host, struct request *request, struct answer *ret, 
 {
     static const char *const members[] = {
         "to",         "mode",       "memory",      "dry_run", "bandwidth", "max_blackout_ms",
-        "timeout_ms", "on_timeout", "connections", "compare", NULL};
+        "timeout_ms", "on_timeout", "connections", "compare", "throttle",  "verify_memory",
+        NULL};
     struct departing *d = calloc(1, sizeof *d);
     if (!d)
         return err_set(err, ENOMEM, "out of memory");
@@ -274,7 +298,7 @@ int api_vm_cancel(struct host *host, struct request *request, struct answer *ret
         return r;
     bool comparison = operation_cancel(host->operations, VERIFY_KIND, name);
     bool from_here = vm_cancel_move(host->vms, name); /* in case orai-vm has not heard of it yet */
-    r = vm_ask(host, name, json_pack("{s:s}", "do", "cancel"), VM_ASK_MSEC, NULL, err);
+    r = vm_ask(host, name, json_pack("{s:s}", "do", "cancel"), VM_TELL_MSEC, NULL, err);
     if (r < 0 && !((from_here || comparison) && (r == -EINVAL || r == -ENOTCONN))) {
         if (r != -EINVAL && r != -ENOTCONN)
             return r;
@@ -303,7 +327,7 @@ static int revive(struct host *host, const char *name, struct err *err)
     pidfd = -1;
     r = vm_spawn(host, name, &(struct vm_mode){.name = "resume"}, &pidfd, err);
     if (r == 0)
-        r = vm_await(host, name, pidfd, NULL, clock_now() + TELL_MSEC * NSEC_PER_MSEC, err);
+        r = vm_await(host, name, pidfd, NULL, clock_now() + VM_TELL_MSEC * NSEC_PER_MSEC, err);
     if (pidfd >= 0)
         vm_watch(host->vms, name, pidfd);
     return r;
@@ -314,7 +338,7 @@ static int recover(struct host *host, const char *name, bool run_here, struct er
     _cleanup_close_ int pidfd = -1;
     int r = vm_process(host, name, &pidfd) < 0 ? revive(host, name, err) : 0;
     if (r == 0)
-        r = vm_ask(host, name, json_pack("{s:s, s:b}", "do", "recover", "run_here", run_here), TELL_MSEC,
+        r = vm_ask(host, name, json_pack("{s:s, s:b}", "do", "recover", "run_here", run_here), VM_TELL_MSEC,
                    NULL, err);
     return r == -EINVAL && !run_here ? 0 : r; /* it runs: nothing was open */
 }

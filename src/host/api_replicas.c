@@ -16,8 +16,8 @@
 
 static json_t *replica(const char *host, bool here, const char *state)
 {
-    return json_pack("{s:s, s:b, s:s, s:n, s:n, s:n}", "host", host, "here", here, "state", state, "epoch",
-                     "allocated", "error");
+    return json_pack("{s:s, s:b, s:s, s:n, s:n, s:n, s:n}", "host", host, "here", here, "state", state,
+                     "epoch", "allocated", "checkpoint", "error");
 }
 
 static int own_copy(struct host *host, const char *name, json_t *list, struct err *err)
@@ -37,6 +37,7 @@ static int own_copy(struct host *host, const char *name, json_t *list, struct er
         json_integer_value(json_object_get(disk, "allocated"));
     json_object_set(copy, "epoch", json_object_get(vm, "epoch"));
     json_object_set_new(copy, "allocated", json_integer(allocated));
+    json_object_set(copy, "checkpoint", json_object_get(vm, "checkpoint"));
     json_array_append_new(list, copy);
     return 0;
 }
@@ -51,10 +52,10 @@ static void take_answer(const struct client_call *call, json_t *list)
         bool sane =
             strcmp(state, "owner") == 0 || strcmp(state, "replica") == 0 || strcmp(state, "partial") == 0;
         json_t *copy = replica(name, false, sane ? state : "unreachable");
-        if (json_is_integer(json_object_get(line, "epoch")))
-            json_object_set(copy, "epoch", json_object_get(line, "epoch"));
-        if (json_is_integer(json_object_get(line, "allocated")))
-            json_object_set(copy, "allocated", json_object_get(line, "allocated"));
+        static const char *const numbers[] = {"epoch", "allocated", "checkpoint"};
+        for (size_t i = 0; i < ARRAY_SIZE(numbers); i++)
+            if (json_is_integer(json_object_get(line, numbers[i])))
+                json_object_set(copy, numbers[i], json_object_get(line, numbers[i]));
         json_array_append_new(list, copy);
         json_decref(line);
     } else if (call->r != -ENOENT) {
@@ -132,7 +133,8 @@ static int drop(struct host *host, const char *name, bool force, struct err *err
         r = record.lent ? vm_end_lending(host, name, err) : vm_end_sharing(host, name, err);
     if (r < 0)
         return r;
-    if (record.role == EPOCH_ARRIVING || vm_process(host, name, &pidfd) == 0) {
+    if (record.role == EPOCH_ARRIVING ||
+        (vm_process(host, name, &pidfd) == 0 && !vm_process_ends(pidfd, VM_YIELD_MSEC))) {
         err_set(err, EBUSY, "a move of \"%s\" to here is under way", name);
         return err_hint(err, "orai cancel %s", name);
     }

@@ -19,7 +19,6 @@
 #define STOP_MSEC 60000
 #define STOP_MAX_MSEC 1800000 /* half an hour */
 #define KILL_MSEC 20000
-#define END_MSEC 3000 /* from "stopped" to the end of orai-vm */
 
 int api_vms(struct host *host, struct request *request, struct answer *ret, struct err *err)
 {
@@ -65,10 +64,10 @@ static bool is_ending(const struct host *host, const char *name, int pidfd)
 {
     _cleanup_json_ json_t *status = NULL;
     if (vm_ask(host, name, json_pack("{s:s}", "do", "status"), VM_ASK_MSEC, &status, NULL) < 0)
-        return vm_process_ends(pidfd, END_MSEC);
+        return vm_process_ends(pidfd, VM_YIELD_MSEC);
     const char *state = json_str(status, "state", "");
     bool off = strcmp(state, "stopped") == 0 || strcmp(state, "crashed") == 0;
-    return off && vm_process_ends(pidfd, END_MSEC);
+    return off && vm_process_ends(pidfd, VM_YIELD_MSEC);
 }
 
 static int check_startable(struct host *host, const char *name, bool fork_old_copy, struct err *err)
@@ -143,7 +142,7 @@ static int stop(struct host *host, const char *name, uint64_t msec, struct err *
     if (vm_process(host, name, &pidfd) < 0)
         return err_set(err, EBUSY, "\"%s\" does not run", name);
     int r = vm_ask(host, name, json_pack("{s:s, s:I}", "do", "stop", "timeout_ms", (json_int_t)msec),
-                   VM_ASK_MSEC, NULL, err);
+                   VM_TELL_MSEC, NULL, err);
     if (r < 0 || msec == 0 || vm_process_ends(pidfd, (int)msec))
         return r;
     err_set(err, ETIMEDOUT, "the guest of \"%s\" did not shut down within %llu s of the power button", name,

@@ -3,6 +3,7 @@
 
 #include "base/file.h"
 #include "base/macro.h"
+#include "base/zero.h"
 
 #include <errno.h>
 #include <openssl/evp.h>
@@ -17,11 +18,6 @@ static const uint8_t zeroes[64 << 10];
 static void context_cleanup(EVP_MD_CTX **context)
 {
     EVP_MD_CTX_free(*context);
-}
-
-static bool is_zero(const uint8_t *data, size_t size)
-{
-    return data[0] == 0 && memcmp(data, data + 1, size - 1) == 0;
 }
 
 /* Writes the units of `data` that hold anything, runs of them at once. */

@@ -14,6 +14,7 @@
 #include "base/log.h"
 #include "base/macro.h"
 #include "base/pid.h"
+#include "host/api.h"
 #include "host/client.h"
 #include "host/door.h"
 #include "host/facts.h"
@@ -154,7 +155,9 @@ static void say_ready(struct host *host)
 
 static int serve(struct host *host, struct door *door, struct http *http, struct err *err)
 {
-    int r = vms_start(host->vms, err);
+    int r = refreshes_take_over(host, err); /* before the keeper: their VMs are claimed */
+    if (r == 0)
+        r = vms_start(host->vms, err);
     if (r == 0)
         r = write_pid(host, err);
     if (r == 0)

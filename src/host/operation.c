@@ -12,6 +12,8 @@
 #include <stdio.h>
 #include <string.h>
 
+#define UNSTORED 1000 /* versions */
+
 struct operations {
     pthread_mutex_t lock; /* then the registry's */
     struct registry *registry;
@@ -22,7 +24,8 @@ struct operations {
     uint64_t newest_version;
 };
 
-/* Grows across restarts too: never below the time. */
+/* Grows across restarts too: never below the time, nor, for those that come within a millisecond, below what
+ * progress, which is not stored, may have had. */
 static json_t *next_version(struct operations *operations)
 {
     operations->newest_version = MAX(operations->newest_version + 1, (uint64_t)clock_wall_ms());
@@ -68,6 +71,12 @@ static int fail_orphan(struct operations *operations, const json_t *row, struct 
     return registry_update(operations->registry, REGISTRY_OPERATIONS, json_str(row, "id", ""), members, err);
 }
 
+/* orai-vm goes on with it. */
+static bool outlives_us(const char *kind)
+{
+    return strcmp(kind, "move") == 0 || strcmp(kind, "refresh") == 0;
+}
+
 static int take_over(struct operations *operations, struct err *err)
 {
     _cleanup_json_ json_t *rows = NULL;
@@ -76,10 +85,10 @@ static int take_over(struct operations *operations, struct err *err)
     int r = registry_list(operations->registry, REGISTRY_OPERATIONS, &rows, err);
     json_array_foreach(rows, index, row)
     {
-        operations->newest_version = MAX(operations->newest_version, json_u64(row, "version", 0));
+        operations->newest_version = MAX(operations->newest_version, json_u64(row, "version", 0) + UNSTORED);
         if (r < 0 || strcmp(json_str(row, "state", ""), "running") != 0)
             continue;
-        if (strcmp(json_str(row, "kind", ""), "move") == 0)
+        if (outlives_us(json_str(row, "kind", "")))
             json_object_set(operations->running, json_str(row, "id", ""), row);
         else
             r = fail_orphan(operations, row, err);
@@ -120,13 +129,19 @@ void operations_free(struct operations *operations)
 int operation_begin(struct operations *operations, const struct id *id, const char *kind, const char *subject,
                     struct err *err)
 {
+    return operation_begin_with(operations, id, kind, subject, NULL, err);
+}
+
+int operation_begin_with(struct operations *operations, const struct id *id, const char *kind,
+                         const char *subject, json_t *progress, struct err *err)
+{
     char text[ID_TEXT_SIZE], now[TIME_TEXT];
     pthread_mutex_lock(&operations->lock);
     json_t *version = next_version(operations);
     _cleanup_json_ json_t *row =
-        json_pack("{s:s, s:s, s:s, s:s, s:n, s:n, s:n, s:s, s:n, s:O, s:o}", "id", id_format(id, text),
-                  "kind", kind, "vm", subject, "state", "running", "progress", "result", "error", "started",
-                  time_text(now), "ended", "version", version, "age", version);
+        json_pack("{s:s, s:s, s:s, s:s, s:o?, s:n, s:n, s:s, s:n, s:O, s:o}", "id", id_format(id, text),
+                  "kind", kind, "vm", subject, "state", "running", "progress", progress, "result", "error",
+                  "started", time_text(now), "ended", "version", version, "age", version);
     int r = row ? registry_insert(operations->registry, REGISTRY_OPERATIONS, row, err)
                 : err_set(err, ENOMEM, "out of memory");
     if (r == 0)

@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
  * operation: long work that a client watches. Begin and end are durable; progress is kept in memory only. A
- * move's operation has the id of the move, so that after a restart of oraid both are put together again.
+ * move's operation has the id of the move, and a refresh knows its operation's, so that after a restart of
+ * oraid both are put together again.
  *
  * Threads: any.
  */
@@ -15,8 +16,8 @@
 
 struct operations;
 
-/* Operations of kind "move" that were running stay so (the caller reconciles them); others become failed:
- * their work died with the oraid before. `wake` is called (any thread) after each change. */
+/* Operations of kind "move" and "refresh" that were running stay so (the caller reconciles them); others
+ * become failed: their work died with the oraid before. `wake` is called (any thread) after each change. */
 int operations_new(struct registry *registry, struct events *events, void (*wake)(void *arg), void *arg,
                    struct operations **ret, struct err *err);
 void operations_free(struct operations *operations);
@@ -24,6 +25,10 @@ void operations_free(struct operations *operations);
 /* `subject`: name of the VM or image. */
 int operation_begin(struct operations *operations, const struct id *id, const char *kind, const char *subject,
                     struct err *err);
+/* The same with a first progress (consumed), which alone of all progress is durable: what is needed to go on
+ * with it after a restart. */
+int operation_begin_with(struct operations *operations, const struct id *id, const char *kind,
+                         const char *subject, json_t *progress, struct err *err);
 /* `progress` is consumed. Without effect when the operation does not run. */
 void operation_progress(struct operations *operations, const struct id *id, json_t *progress);
 /* `result` (may be NULL) is consumed. `err` NULL: done; else failed, or cancelled for ECANCELED. Without

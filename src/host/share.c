@@ -17,8 +17,7 @@
 #include <string.h>
 
 #define READY_MSEC 5000
-#define YIELD_MSEC 3000 /* for an orai-vm whose VM has just left from here */
-#define MAX_HOSTS 7     /* fetch_order.h, without the lender */
+#define MAX_HOSTS 7 /* fetch_order.h, without the lender */
 
 /* --- the host that has a copy ----------------------------------------------------------------------------
  */
@@ -34,7 +33,7 @@ static int check_copy(struct host *host, const char *name, struct err *err)
     if (record.role != EPOCH_REPLICA || record.lent)
         return err_set(err, EBUSY, "\"%s\" on %s is no copy that can be shared", name, host->options.name);
     r = vm_end_sharing(host, name, err); /* perhaps with another host */
-    if (r == 0 && vm_process(host, name, &pidfd) == 0 && !vm_process_ends(pidfd, YIELD_MSEC))
+    if (r == 0 && vm_process(host, name, &pidfd) == 0 && !vm_process_ends(pidfd, VM_YIELD_MSEC))
         r = err_set(err, EBUSY, "the copy of \"%s\" on %s is in use", name, host->options.name);
     return r;
 }
@@ -60,7 +59,7 @@ static bool shares_already(struct host *host, const struct request *request, con
 {
     _cleanup_json_ json_t *status = NULL;
     char key[HASH_TEXT_SIZE];
-    if (vm_ask(host, name, json_pack("{s:s}", "do", "status"), VM_ASK_MSEC, &status, NULL) < 0)
+    if (vm_ask(host, name, json_pack("{s:s}", "do", "status"), VM_TELL_MSEC, &status, NULL) < 0)
         return false;
     const json_t *shares = json_object_get(status, "shares");
     return strcmp(json_str(shares, "key", ""), fingerprint_format(&request->key, key)) == 0;
@@ -156,7 +155,7 @@ static int seek(const struct seeking *seeking, struct err *err)
         return 0;
     json_t *hosts = ask_peers(seeking, peers, count);
     return vm_ask(seeking->host, seeking->name, json_pack("{s:s, s:o}", "do", "fetch", "hosts", hosts),
-                  VM_ASK_MSEC, NULL, err);
+                  VM_TELL_MSEC, NULL, err);
 }
 
 static void seek_work(void *arg)

@@ -22,7 +22,9 @@
 #include <limits.h>
 #include <stdbool.h>
 
-#define VM_ASK_MSEC 2000 /* for an orai-vm's answer */
+#define VM_ASK_MSEC 2000    /* for an orai-vm's answer that is only to be shown, or is asked for again */
+#define VM_TELL_MSEC 10000  /* for its answer to a command, or to what a command depends on */
+#define VM_YIELD_MSEC 10000 /* for the end of an orai-vm that has nothing to do here any more */
 
 /* Scans STATE/vms, removes what unfinished creations and removals left. */
 int vms_new(struct host *host, struct vms **ret, struct err *err);

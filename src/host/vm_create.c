@@ -217,7 +217,8 @@ static int set_nics(const json_t *body, json_t *config, struct err *err)
 static int build_config(struct creation *c, const struct request *request, struct err *err)
 {
     const json_t *body = request->body;
-    static const char *const plain[] = {"memory", "cpus", "append", "machine", "cpu", "accel", "autostart"};
+    static const char *const plain[] = {"memory", "cpus",  "append", "machine",
+                                        "cpu",    "accel", "ram",    "autostart"};
     const json_t *given = json_object_get(body, "config");
     char id[ID_TEXT_SIZE];
     struct id random = id_random();
@@ -343,9 +344,9 @@ static void work(void *arg)
 
 static int prepare(struct creation *c, const struct request *request, struct err *err)
 {
-    static const char *const members[] = {"name",  "image", "memory",    "cpus",   "disks",  "nics",
-                                          "cdrom", "uefi",  "kernel",    "initrd", "append", "machine",
-                                          "cpu",   "accel", "autostart", "config", NULL};
+    static const char *const members[] = {"name",  "image", "memory", "cpus",      "disks",  "nics",
+                                          "cdrom", "uefi",  "kernel", "initrd",    "append", "machine",
+                                          "cpu",   "accel", "ram",    "autostart", "config", NULL};
     const char *name = NULL;
     uint64_t ignored = 0;
     int r = request_body(request, false, members, err);

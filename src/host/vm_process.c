@@ -265,8 +265,8 @@ int vm_end_lending(const struct host *host, const char *name, struct err *err)
     _cleanup_close_ int pidfd = -1;
     if (vm_process(host, name, &pidfd) < 0)
         return 0;
-    int r = vm_ask(host, name, json_pack("{s:s}", "do", "release"), VM_ASK_MSEC, NULL, err);
-    if (r == 0 && !vm_process_ends(pidfd, VM_ASK_MSEC))
+    int r = vm_ask(host, name, json_pack("{s:s}", "do", "release"), VM_TELL_MSEC, NULL, err);
+    if (r == 0 && !vm_process_ends(pidfd, VM_YIELD_MSEC))
         r = err_set(err, EBUSY, "orai-vm of \"%s\" does not stop lending", name);
     return r;
 }
@@ -277,6 +277,6 @@ int vm_end_sharing(const struct host *host, const char *name, struct err *err)
     _cleanup_json_ json_t *status = NULL;
     if (vm_process(host, name, &pidfd) < 0)
         return 0;
-    int r = vm_ask(host, name, json_pack("{s:s}", "do", "status"), VM_ASK_MSEC, &status, NULL);
+    int r = vm_ask(host, name, json_pack("{s:s}", "do", "status"), VM_TELL_MSEC, &status, NULL);
     return r == 0 && json_is_object(json_object_get(status, "shares")) ? vm_end_lending(host, name, err) : 0;
 }

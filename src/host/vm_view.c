@@ -6,6 +6,7 @@
 #include "base/json.h"
 #include "base/macro.h"
 #include "host/vm.h"
+#include "memory/checkpoint.h"
 
 #include <errno.h>
 #include <stdio.h>
@@ -132,6 +133,8 @@ static void put_state(struct host *host, const struct parts *p, json_t *json)
     json_t *pid = json_object_get(p->status, "qemu_pid");
     json_object_set_new(json, "qemu_pid",
                         json_is_integer(pid) && json_integer_value(pid) > 0 ? json_incref(pid) : json_null());
+    json_t *ram = json_object_get(p->status, "ram");
+    json_object_set_new(json, "ram_in_use", json_is_string(ram) ? json_incref(ram) : json_null());
     json_t *move = json_object_get(p->status, "move");
     json_object_set_new(json, "move", json_is_object(move) ? json_incref(move) : json_null());
     json_t *borrows = json_object_get(p->status, "borrows"), *lends = json_object_get(p->status, "lends");
@@ -145,14 +148,16 @@ static json_t *render(struct host *host, const struct parts *p)
     const struct vm_config *c = p->config;
     char id[ID_TEXT_SIZE];
     json_t *json = json_pack(
-        "{s:s, s:s, s:s, s:s, s:I, s:b, s:s?, s:I, s:i, s:s, s:s, s:s, s:b, s:b, s:o, s:o, s:s}", "name",
+        "{s:s, s:s, s:s, s:s, s:I, s:b, s:s?, s:I, s:i, s:s, s:s, s:s, s:s, s:b, s:b, s:o, s:o, s:s}", "name",
         p->name, "id", id_format(&p->id, id), "desired",
         vm_desired(host->vms, p->name) ? "running" : "stopped", "role",
         p->has_record ? epoch_role_name(p->record.role) : "unknown", "epoch", (json_int_t)p->record.epoch,
         "forked", p->record.forked, "peer", p->record.peer.name[0] ? p->record.peer.name : NULL, "memory",
         (json_int_t)(c ? c->memory : 0), "cpus", c ? (int)c->cpus : 0, "machine", c ? c->machine : "", "cpu",
-        c ? c->cpu : "", "accel", c ? c->accel : "", "autostart", c && c->autostart, "uefi",
-        c && vm_config_uefi(c), "disks", disks_json(p), "nics", nics_json(p), "folder", p->dir);
+        c ? c->cpu : "", "accel", c ? c->accel : "", "ram", c ? vm_ram_name(c->ram) : "", "autostart",
+        c && c->autostart, "uefi", c && vm_config_uefi(c), "disks", disks_json(p), "nics", nics_json(p),
+        "folder", p->dir);
+    json_object_set_new(json, "checkpoint", json_integer((json_int_t)checkpoint_bytes(p->dir)));
     put_state(host, p, json);
     return json;
 }

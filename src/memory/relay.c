@@ -16,6 +16,8 @@
 #include <sys/un.h>
 
 #define RELAY_CHUNK (128U << 10)
+#define SHORT_CHUNK (32U << 10)
+#define SHORT_QUEUE (32U << 10) /* the kernel takes twice as much, with its own in it */
 
 struct relay {
     pthread_t thread;
@@ -27,8 +29,11 @@ struct relay {
     int kick;      /* eventfd: readable once `forward` must be called */
     int interrupt; /* eventfd: readable while relay_write must not wait */
     _Atomic uint64_t bytes;
+    _Atomic size_t chunk; /* bytes to read at once */
     relay_forward_fn *forward;
     void *arg;
+    char *first; /* to be forwarded before anything is read */
+    size_t first_size;
     char path[sizeof((struct sockaddr_un *)0)->sun_path];
 };
 
@@ -61,9 +66,9 @@ static bool accept_qemu(struct relay *relay)
     int fd = accept4(relay->listener, NULL, NULL, SOCK_CLOEXEC);
     if (fd < 0)
         return false;
+    atomic_store(&relay->socket, fd);
     close(TAKE_FD(relay->listener));
     unlink(relay->path);
-    atomic_store(&relay->socket, fd);
     return true;
 }
 
@@ -85,8 +90,9 @@ static void *relay_run(void *arg)
     struct relay *relay = arg;
     char *chunk = malloc(RELAY_CHUNK);
     bool by_us = true; /* the end; QEMU's own may be of one direction only */
-    while (chunk && accept_qemu(relay) && wait_qemu(relay)) {
-        ssize_t n = read(relay->socket, chunk, RELAY_CHUNK);
+    bool goes = !relay->first_size || relay->forward(relay->arg, relay->first, relay->first_size) == 0;
+    while (goes && chunk && accept_qemu(relay) && wait_qemu(relay)) {
+        ssize_t n = read(relay->socket, chunk, relay->chunk);
         if (n < 0 && errno == EINTR)
             continue;
         by_us = n > 0;
@@ -122,6 +128,7 @@ static int relay_new(const char *path, relay_forward_fn *forward, void *arg, str
         return err_set(err, ENOMEM, "out of memory");
     relay->listener = relay->placeholder = -1;
     relay->socket = -1;
+    relay->chunk = RELAY_CHUNK;
     relay->forward = forward;
     relay->arg = arg;
     snprintf(relay->path, sizeof relay->path, "%s", path);
@@ -197,6 +204,31 @@ int relay_connect(const char *path, relay_forward_fn *forward, void *arg, struct
     return r;
 }
 
+int relay_adopt(int fd, const void *first, size_t first_size, relay_forward_fn *forward, void *arg,
+                struct relay **ret, struct err *err)
+{
+    struct relay *relay;
+    int r = relay_new("", forward, arg, &relay, err);
+    if (r < 0) {
+        close(fd);
+        return r;
+    }
+    relay->socket = fd;
+    if (first_size && !(relay->first = malloc(first_size)))
+        r = err_set(err, ENOMEM, "out of memory");
+    if (r == 0) {
+        if (first_size)
+            memcpy(relay->first, first, first_size);
+        relay->first_size = first_size;
+        r = start(relay, err);
+    }
+    if (r < 0)
+        relay_free(relay);
+    else
+        *ret = relay;
+    return r;
+}
+
 /* 0 once QEMU may take more. */
 static int wait_room(const struct relay *relay, int fd, struct err *err)
 {
@@ -223,6 +255,15 @@ int relay_write(struct relay *relay, const void *data, size_t size, size_t *ret_
     }
     *ret_written = done;
     return r;
+}
+
+void relay_keep_short(struct relay *relay)
+{
+    const int queue = SHORT_QUEUE;
+    int fd = atomic_load(&relay->socket);
+    atomic_store(&relay->chunk, SHORT_CHUNK);
+    if (fd >= 0) /* only slower without */
+        setsockopt(fd, SOL_SOCKET, SO_SNDBUF, &queue, sizeof queue);
 }
 
 void relay_kick(struct relay *relay)
@@ -275,5 +316,6 @@ void relay_free(struct relay *relay)
     for (size_t i = 0; i < ARRAY_SIZE(fds); i++)
         if (fds[i] >= 0)
             close(fds[i]);
+    free(relay->first);
     free(relay);
 }

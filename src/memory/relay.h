@@ -22,8 +22,8 @@
 
 struct relay;
 
-/* Takes bytes read from QEMU, or none (relay_kick); called on the relay's thread. `data` NULL: QEMU closed its end (once, last). A
- * negative return ends the relay. */
+/* Takes bytes read from QEMU, or none (relay_kick); called on the relay's thread. `data` NULL: QEMU closed
+ * its end (once, last). A negative return ends the relay. */
 typedef int relay_forward_fn(void *arg, const void *data, size_t size);
 
 /* Listens at `path` for QEMU's single connection (the file is readable for `uid` only), which has to wait:
@@ -35,6 +35,12 @@ int relay_admit(struct relay *relay, struct err *err);
 /* Connects to the socket at `path` where QEMU listens. */
 int relay_connect(const char *path, relay_forward_fn *forward, void *arg, struct relay **ret,
                   struct err *err);
+/* Goes on with a connection to QEMU that is there, which it owns; `forward` gets `first` (is copied) before
+ * what comes. */
+int relay_adopt(int fd, const void *first, size_t first_size, relay_forward_fn *forward, void *arg,
+                struct relay **ret, struct err *err);
+/* From here on little waits between QEMU and us: what somebody has asked for is behind it. */
+void relay_keep_short(struct relay *relay);
 /* Makes the relay's thread call `forward` with no bytes, soon. */
 void relay_kick(struct relay *relay);
 /* *ret_written counts also when it fails: -EPIPE when QEMU is gone, -EINTR when interrupted. */

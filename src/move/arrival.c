@@ -20,8 +20,10 @@ void arrival_enter(struct arrival *arrival, const char *stage)
 void arrival_failed(struct arrival *arrival, const struct err *err)
 {
     struct err why = *err;
+    bool as_wished =
+        arrival->dry_run && err->code == ECANCELED; /* its end, which the source has brought about */
     err_where(&why, arrival->host->name, NULL);
-    if (arrival->dry_run || arrival->session.peer_failed || !arrival->session.control)
+    if (as_wished || arrival->session.peer_failed || !arrival->session.control)
         return;
     _cleanup_json_ json_t *json = err_to_json(&why);
     if (link_send_json(arrival->session.control, FRAME_ERROR, json, NULL) == 0)
@@ -40,8 +42,11 @@ static void *arrival_thread(void *arg)
 {
     struct arrival *arrival = arg;
     struct err err = ERR_NONE;
-    int r =
-        stages_walk_destination(arrival, arrival->resumed ? STAGE_COMMIT : STAGE_PREPARE, STAGE_FINISH, &err);
+    int r = stages_walk_destination(arrival,
+                                    arrival->taken     ? STAGE_FINISH
+                                    : arrival->resumed ? STAGE_COMMIT
+                                                       : STAGE_PREPARE,
+                                    STAGE_FINISH, &err);
     bool here = !arrival_may_roll_back(arrival);
     if (r < 0) {
         err_where(&err, arrival->host->name, NULL);
@@ -100,8 +105,8 @@ int arrival_start(const struct move_host *host, const struct move_peer *source, 
     return launch(arrival, ret, err);
 }
 
-int arrival_resume(const struct move_host *host, const struct vm_config *config, struct epoch *epoch,
-                   struct arrival **ret, struct err *err)
+static int new_resumed(const struct move_host *host, const struct vm_config *config, struct epoch *epoch,
+                       struct arrival **ret, struct err *err)
 {
     const struct epoch_record *record = epoch_get(epoch);
     struct move_peer source = {.port = record->peer.port, .fingerprint = record->peer.fingerprint};
@@ -115,6 +120,32 @@ int arrival_resume(const struct move_host *host, const struct vm_config *config,
     arrival->guest_runs = record->guest_runs;
     arrival->next_epoch = record->epoch;
     snprintf(arrival->source_name, sizeof arrival->source_name, "%s", record->peer.name);
+    *ret = arrival;
+    return 0;
+}
+
+int arrival_resume(const struct move_host *host, const struct vm_config *config, struct epoch *epoch,
+                   struct arrival **ret, struct err *err)
+{
+    struct arrival *arrival;
+    int r = new_resumed(host, config, epoch, &arrival, err);
+    return r < 0 ? r : launch(arrival, ret, err);
+}
+
+int arrival_resume_following(const struct move_host *host, struct machine **machine, struct epoch *epoch,
+                             struct arrival **ret, struct err *err)
+{
+    struct arrival *arrival;
+    int r = new_resumed(host, machine_config(*machine), epoch, &arrival, err);
+    if (r < 0)
+        return r;
+    arrival->taken = arrival->memory_later = true;
+    r = arrival_load_blocks(arrival, err);
+    if (r < 0) {
+        arrival_free(arrival);
+        return r;
+    }
+    arrival->machine = TAKE_PTR(*machine);
     return launch(arrival, ret, err);
 }
 
@@ -194,8 +225,11 @@ void arrival_free(struct arrival *arrival)
     arrival_close_links(arrival);
     arrival_close_donors(arrival);
     session_done(&arrival->session);
+    stream_free(arrival->old_stream);
+    checkpoint_close(arrival->checkpoint);
     compare_done(&arrival->compare);
     fetch_free(arrival->fetch);
+    free(arrival->ram_blocks);
     for (size_t i = 0; i < VM_MAX_DISKS; i++)
         free(arrival->missing[i].bits);
     machine_free(arrival->machine);

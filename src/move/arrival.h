@@ -8,6 +8,7 @@
  *   arrival_files.c     kernel and initrd
  *   arrival_transfer.c  blocks to the disks, the stream to QEMU, marks and claims; "ready"
  *   arrival_donor.c     what is found in a donor is not sent
+ *   arrival_checkpoint.c what of memory is found in a checkpoint is not sent
  *   arrival_split.c     what a post-copy move does otherwise
  *   arrival_memory.c    QEMU's stream, and memory that comes after the switch
  *   arrival_commit.c    the commit, waiting for it over broken links, refusing it
@@ -18,6 +19,7 @@
 #pragma once
 
 #include "disk/donor.h"
+#include "memory/checkpoint.h"
 #include "memory/compare.h"
 #include "move/fetch.h"
 #include "move/move.h"
@@ -62,14 +64,31 @@ struct arrival {
     bool compare_memory;    /* the guest is emulated: see memory/compare.h */
     struct compare compare; /* of data link 0's thread, from "loaded" on */
     atomic_bool comparing, compared;
+    struct checkpoint *checkpoint; /* NULL: none; set before there are data connections */
+    bool telling;                  /* not all of it was told; */
+    size_t told;                   /* bytes that were */
+    atomic_bool checkpoint_spoilt; /* it could not be read while memory followed */
     bool memory_later;  /* memory may come after the switch; guarded by `lock` once connections are there */
+    bool tells_faults;  /* the source wants to hear how long pages take */
     char no_later[256]; /* why not, when the source wished it */
+    bool may_renew; /* memory goes before the switch, and the source may begin it anew as one that follows */
+    atomic_bool anew;                        /* it has: nothing more of the old stream comes */
+    atomic_bool renewing;                    /* QEMU is being replaced: its end is no news */
+    struct stream *old_stream;               /* links may still look at it */
     atomic_bool memory_whole, memory_failed; /* QEMU says so; its QMP thread */
     bool guest_runs;
     uint32_t forked[VM_MAX_DISKS];     /* the common ancestor where our copy is a fork, else 0 */
     struct donor *donor[VM_MAX_DISKS]; /* NULL: none; set before `receiving` */
     struct sums *sums;
-    bool ready; /* "ready" was said: from here on only a durable refusal ends the try */
+    uint64_t stream_number; /* of QEMU's stream, as departure.h's; guarded by `lock` */
+    uint8_t *ram_blocks; /* what it has to be told if it breaks (holes_blocks); NULL: it cannot be mended */
+    size_t ram_blocks_size;    /* then */
+    uint32_t ram_section;      /* ; 0: not known */
+    atomic_bool memory_paused; /* QEMU says so: its stream has broken */
+    unsigned relapses;         /* it did though we had not ended it */
+    int64_t next_look;         /* arrival_look_at_memory; */
+    bool met;                  /* QEMU has answered it */
+    bool ready;                /* "ready" was said: from here on only a durable refusal ends the try */
 
     struct porch porch; /* its own lock, never taken with `lock` held */
 
@@ -123,6 +142,16 @@ int arrival_sums(struct arrival *arrival, struct link *link, const uint8_t *payl
                  struct err *err);
 void arrival_remove_donors(const struct arrival *arrival);
 void arrival_close_donors(struct arrival *arrival);
+/* arrival_checkpoint.c: opens it, and says in "prepared" what may come; begins to hash it, if "base" says so;
+ * tells what is hashed, as far as the connection takes it now; how the stream is unpacked, and a packet of it
+ * (on a link's thread). Removed: the guest's memory is here. */
+json_t *arrival_look_at_checkpoint(struct arrival *arrival);
+int arrival_hash_checkpoint(struct arrival *arrival, const json_t *base, struct err *err);
+int arrival_tell_checkpoint(struct arrival *arrival, struct err *err);
+int arrival_unpack(struct arrival *arrival, struct stream *stream, struct err *err);
+int arrival_packed(struct arrival *arrival, struct link *link, const uint8_t *payload, size_t size,
+                   struct err *err);
+void arrival_remove_checkpoint(const struct arrival *arrival);
 /* arrival_prepare.c: where disk `i` is. */
 const char *arrival_disk_image(const struct arrival *arrival, size_t i, char path[PATH_MAX]);
 /* The mark that all data links have passed. */
@@ -167,6 +196,21 @@ int arrival_open_fetch(struct arrival *arrival, struct err *err);
  * guest is lost. */
 int arrival_open_stream(struct arrival *arrival, struct err *err);
 int arrival_follow(struct arrival *arrival, struct err *err);
+/* Ends QEMU's stream; the next one is numbered. */
+void arrival_put_stream_away(struct arrival *arrival);
+/* arrival_recover.c: remembers what is needed should an orai-vm be lost while memory follows, before that
+ * begins. */
+void arrival_note_blocks(struct arrival *arrival);
+int arrival_load_blocks(struct arrival *arrival, struct err *err);
+/* FRAME_RECOVER: QEMU says what it has, and waits for more. */
+int arrival_recover(struct arrival *arrival, const struct mail *mail, struct err *err);
+/* In an orai-vm that was started while memory follows nobody hears QEMU's events before its main thread has
+ * its pages: asks it, now and then, whether all is here. */
+void arrival_look_at_memory(struct arrival *arrival);
+/* Another QEMU in place of the one that waits for the guest, for memory that follows it (FRAME_ANEW). */
+int arrival_renew(struct arrival *arrival, struct err *err);
+/* arrival_prepare.c: taps and QEMU, and its stream. */
+int arrival_start_qemu(struct arrival *arrival, struct err *err);
 /* arrival_commit.c */
 bool arrival_qemu_alive(const struct arrival *arrival);
 int arrival_say_running(struct arrival *arrival);

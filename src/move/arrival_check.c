@@ -4,6 +4,7 @@
 #include "base/size.h"
 #include "move/arrival.h"
 #include "vmm/firmware.h"
+#include "vmm/ram.h"
 
 #include <errno.h>
 #include <limits.h>
@@ -141,6 +142,8 @@ static int check_memory(const struct arrival *arrival, struct err *err)
     char line[128], need[SIZE_TEXT], have[SIZE_TEXT];
     static const char key[] = "MemAvailable:";
     unsigned long long kib = 0;
+    if (arrival->config.ram == VM_RAM_HUGE)
+        return ram_check(VM_RAM_HUGE, arrival->config.memory, err);
     while (!kib && file && fgets(line, sizeof line, file))
         if (strncmp(line, key, sizeof key - 1) == 0)
             kib = strtoull(line + sizeof key - 1, NULL, 10);

@@ -224,6 +224,7 @@ int arrival_finish(struct arrival *arrival, struct err *err)
 {
     struct mail *mail;
     arrival_remove_donors(arrival);
+    arrival_remove_checkpoint(arrival);
     int r = arrival_say_running(arrival);
     if (arrival->memory_later)
         return arrival_follow(arrival, err);

@@ -16,19 +16,26 @@
 #include "move/fault.h"
 
 #include <errno.h>
+#include <netinet/in.h>
+#include <netinet/tcp.h>
 #include <string.h>
 
 #define GREET_NS (10 * NSEC_PER_SEC)
+#define LITTLE_BYTES (32 * KiB) /* waits in the kernel: what the guest asks for is behind it */
 
 static int say_hello(struct arrival *arrival, struct link *link, struct err *err)
 {
     pthread_mutex_lock(&arrival->lock);
     uint64_t taken = stream_taken(arrival->session.stream);
     bool wanted = arrival->memory_later && arrival->ready && !arrival->memory_whole;
+    uint64_t number = arrival->stream_number;
     pthread_mutex_unlock(&arrival->lock);
     _cleanup_json_ json_t *hello =
-        json_pack("{s:i, s:s, s:s, s:b, s:I}", "protocol", MOVE_PROTOCOL_VERSION, "host", arrival->host->name,
-                  "version", ORAI_VERSION, "memory_wanted", (int)wanted, "taken", (json_int_t)taken);
+        json_pack("{s:i, s:s, s:s, s:b, s:I, s:b}", "protocol", MOVE_PROTOCOL_VERSION, "host",
+                  arrival->host->name, "version", ORAI_VERSION, "memory_wanted", (int)wanted, "taken",
+                  (json_int_t)taken, "known", (int)!arrival->checkpoint_spoilt);
+    if (arrival->ram_blocks)
+        json_object_set_new(hello, "stream", json_integer((json_int_t)number));
     return link_send_json(link, FRAME_HELLO, hello, err);
 }
 
@@ -73,10 +80,12 @@ static int place(struct arrival *arrival, struct link *link, const struct hello 
 {
     struct session *session = &arrival->session;
     bool same = id_equal(&hello->move, &arrival->move), moving = !arrival->ready && !arrival->closing;
-    bool following = arrival->ready && !arrival->closing && arrival->memory_later && hello->index == 0;
-    if (strcmp(hello->role, "control") == 0 && moving && !session->control && !arrival->resumed) {
+    bool following =
+        arrival->ready && !arrival->closing && arrival->memory_later && hello->index == 0 && session->stream;
+    if (strcmp(hello->role, "control") == 0 && moving && !arrival->resumed &&
+        session_set_control(session, link)) {
         arrival->move = hello->move;
-        session->control = assigned(arrival, link);
+        assigned(arrival, link);
         return 0;
     }
     if (strcmp(hello->role, "data") == 0 && (moving || following) && same &&
@@ -146,13 +155,12 @@ static enum kind kind_of(struct arrival *arrival, const struct link *link, unsig
     for (size_t i = 0; i < ARRIVAL_MAX_LINKS; i++)
         if (arrival->unassigned[i].link == link)
             kind = KIND_UNASSIGNED;
-    for (unsigned i = 0; i < arrival->session.data_count; i++)
-        if (arrival->session.data[i] == link) {
-            kind = KIND_DATA;
-            *ret_index = i;
-        }
     pthread_mutex_unlock(&arrival->lock);
-    return kind;
+    int index = session_data_index(&arrival->session, link);
+    if (index < 0)
+        return kind;
+    *ret_index = (unsigned)index;
+    return KIND_DATA;
 }
 
 static int on_mark(struct arrival *arrival, unsigned index, const struct frame *frame, const uint8_t *payload,
@@ -183,6 +191,38 @@ static int await_round(struct arrival *arrival, unsigned index, struct err *err)
     return r;
 }
 
+static struct stream *stream_of(struct arrival *arrival)
+{
+    pthread_mutex_lock(&arrival->lock);
+    struct stream *stream = arrival->session.stream;
+    pthread_mutex_unlock(&arrival->lock);
+    return stream;
+}
+
+static int on_memory(struct arrival *arrival, struct link *link, unsigned index, const struct frame *frame,
+                     const uint8_t *payload, struct err *err)
+{
+    struct stream *stream = stream_of(arrival);
+    bool due = arrival->receiving || arrival->taken; /* the latter alone in an orai-vm that came later */
+    if (!due || arrival->anew || !stream || index != 0)
+        return err_set(err, EPROTO, "memory came before QEMU was ready for it, or on the wrong connection");
+    return frame->type == FRAME_STREAM ? stream_take(stream, link, payload, frame->length, err)
+                                       : arrival_packed(arrival, link, payload, frame->length, err);
+}
+
+/* Once, for as long as memory goes before the switch. What comes from here on on this connection is not the
+ * old stream's. */
+static int on_anew(struct arrival *arrival, struct link *link, unsigned index, const struct frame *frame,
+                   const uint8_t *payload, struct err *err)
+{
+    struct stream *stream = stream_of(arrival);
+    if (index != 0 || !arrival->receiving || !arrival->may_renew || !stream || stream_is_lasting(stream))
+        return err_set(err, EPROTO, "an \"%s\" out of turn", frame_type_name(frame->type));
+    arrival->may_renew = false; /* this thread's, since "prepared" */
+    arrival->anew = true;
+    return session_post(&arrival->session, link, frame, payload, err);
+}
+
 static int on_data(struct arrival *arrival, struct link *link, unsigned index, const struct frame *frame,
                    const uint8_t *payload, struct err *err)
 {
@@ -199,12 +239,12 @@ static int on_data(struct arrival *arrival, struct link *link, unsigned index, c
     case FRAME_MARK:
         return on_mark(arrival, index, frame, payload, err);
     case FRAME_STREAM:
-        if (!arrival->receiving || index != 0)
-            return err_set(err, EPROTO,
-                           "memory came before QEMU was ready for it, or on the wrong connection");
-        return stream_take(arrival->session.stream, link, payload, frame->length, err);
+    case FRAME_PACKED:
+        return on_memory(arrival, link, index, frame, payload, err);
     case FRAME_TAKEN:
-        return stream_peer_took(arrival->session.stream, payload, frame->length, err);
+        return stream_peer_took(stream_of(arrival), payload, frame->length, err);
+    case FRAME_ANEW:
+        return on_anew(arrival, link, index, frame, payload, err);
     case FRAME_HASHES:
     case FRAME_PAGE:
         if (!arrival->comparing || index != 0)
@@ -254,6 +294,7 @@ static int on_control(struct arrival *arrival, struct link *link, const struct f
     case FRAME_RUN:
     case FRAME_MARK:
     case FRAME_STREAM:
+    case FRAME_ANEW:
         return err_set(err, EPROTO, "\"%s\" on the control connection", frame_type_name(frame->type));
     default:
         return session_post(&arrival->session, link, frame, payload, err);
@@ -283,18 +324,14 @@ static int on_frame(void *arg, struct link *link, const struct frame *frame, con
 static void on_closed(void *arg, struct link *link, const struct err *err)
 {
     struct arrival *arrival = arg;
-    bool in_use;
     if (err->code)
         log_info("connection from %s: %s", arrival->source_name, err->text);
     pthread_mutex_lock(&arrival->lock);
-    in_use = link == arrival->session.control;
-    for (unsigned i = 0; i < arrival->session.data_count; i++)
-        in_use = in_use || link == arrival->session.data[i];
     for (size_t i = 0; i < ARRIVAL_MAX_LINKS; i++)
         if (arrival->unassigned[i].link == link)
             arrival->unassigned[i].ended = true;
     pthread_mutex_unlock(&arrival->lock);
-    if (in_use)
+    if (session_has(&arrival->session, link))
         session_lost(&arrival->session, err);
 }
 
@@ -322,6 +359,8 @@ static void keep_link(struct arrival *arrival, struct tls *tls)
     struct err err = ERR_NONE;
     struct link_handler handler = {.frame = on_frame, .closed = on_closed, .arg = arrival};
     reap(arrival);
+    const int little = LITTLE_BYTES;
+    setsockopt(tls_socket(tls), IPPROTO_TCP, TCP_NOTSENT_LOWAT, &little, sizeof little);
     pthread_mutex_lock(&arrival->lock);
     struct link_options options = {.vm = arrival->config.id, .heartbeat = true, .stall_ms = MOVE_STALL_MS};
     struct link **slot = NULL;

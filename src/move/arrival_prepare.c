@@ -73,6 +73,22 @@ static int send_lineage(struct arrival *arrival, size_t i, const struct lineage 
     return link_send(arrival->session.control, FRAME_LINEAGE, head, sizeof head, bytes, size, err);
 }
 
+/* What "prepared" says of memory. */
+static json_t *memory_json(struct arrival *arrival)
+{
+    struct err err = ERR_NONE;
+    json_t *memory = arrival_look_at_checkpoint(arrival);
+    if (!arrival->may_renew)
+        return memory;
+    bool anew = qemu_may_postcopy(arrival->host->env.uid, &err) == 0;
+    json_object_set_new(memory, "anew", json_boolean(anew));
+    if (!anew) {
+        json_object_set_new(memory, "why", json_string(err.text));
+        json_object_set_new(memory, "hint", json_string(err.hint));
+    }
+    return memory;
+}
+
 static int send_prepared(struct arrival *arrival, json_t *wanted, struct err *err)
 {
     _cleanup_json_ json_t *disks = json_array();
@@ -92,8 +108,9 @@ static int send_prepared(struct arrival *arrival, json_t *wanted, struct err *er
                                         (int)donor_possible(copy), "donor_left", donor_bytes(copy) > 0));
     }
     uint64_t epoch = MAX(arrival->before.epoch, arrival->before.refused);
-    _cleanup_json_ json_t *prepared = json_pack("{s:I, s:O, s:O, s:s}", "epoch", (json_int_t)epoch, "disks",
-                                                disks, "files", wanted, "host", arrival->host->name);
+    _cleanup_json_ json_t *prepared =
+        json_pack("{s:I, s:O, s:O, s:s, s:o}", "epoch", (json_int_t)epoch, "disks", disks, "files", wanted,
+                  "host", arrival->host->name, "memory", memory_json(arrival));
     return link_send_json(arrival->session.control, FRAME_PREPARED, prepared, err);
 }
 
@@ -235,19 +252,52 @@ static int claim_forks(struct arrival *arrival, struct err *err)
     return 0;
 }
 
-/* What cannot be had is said in "opened"; memory comes before the switch then. */
 static void allow_memory_later(struct arrival *arrival)
 {
     struct err err = ERR_NONE;
+    if (arrival->config.ram == VM_RAM_HUGE) { /* the source does not ask for it */
+        arrival->memory_later = false;
+        snprintf(arrival->no_later, sizeof arrival->no_later, "its memory is made of huge pages");
+    }
     if (!arrival->memory_later)
         return;
-    arrival->memory_later =
-        (arrival->dry_run ? qemu_may_postcopy(arrival->host->env.uid, &err)
-                          : qemu_migrate_allow_postcopy(machine_qemu(arrival->machine), &err)) == 0;
-    if (arrival->memory_later)
+    bool can = (arrival->dry_run ? qemu_may_postcopy(arrival->host->env.uid, &err)
+                                 : qemu_migrate_allow_postcopy(machine_qemu(arrival->machine), &err)) == 0;
+    pthread_mutex_lock(&arrival->lock);
+    arrival->memory_later = can;
+    pthread_mutex_unlock(&arrival->lock);
+    if (can)
         arrival->compare_memory = false; /* nothing of it goes over while the guest runs there */
     else
         snprintf(arrival->no_later, sizeof arrival->no_later, "%.160s; %.80s", err.text, err.hint);
+}
+
+/* What cannot be had is said in "opened"; memory comes before the switch then, if it can. */
+static int choose_memory(struct arrival *arrival, struct err *err)
+{
+    allow_memory_later(arrival);
+    if (arrival->config.ram != VM_RAM_PRIVATE || !arrival->compare_memory)
+        return 0;
+    err_set(
+        err, ENOTSUP,
+        "private memory of an emulated guest cannot come before the switch, for it cannot be compared%s%s",
+        arrival->no_later[0] ? "; nor after it: " : "", arrival->no_later);
+    return err_hint(err, "stop the VM and set its \"ram\" to \"shared\"");
+}
+
+int arrival_start_qemu(struct arrival *arrival, struct err *err)
+{
+    int r = machine_start(arrival->machine, true, arrival->host->on_qemu_event, arrival->host->arg, err);
+    if (r == 0 && arrival->fetch_early && !arrival->fetch)
+        r = arrival_new_fetch(arrival, err);
+    if (r == 0)
+        r = choose_memory(arrival, err);
+    if (r == 0)
+        r = qemu_migrate_incoming(machine_qemu(arrival->machine), err);
+    if (r < 0)
+        return r;
+    qemu_hurry(machine_qemu(arrival->machine), true);
+    return arrival_open_stream(arrival, err);
 }
 
 static int start_machine(struct arrival *arrival, struct err *err)
@@ -257,17 +307,7 @@ static int start_machine(struct arrival *arrival, struct err *err)
         r = arrival_apply_claims(arrival, 0, err);
     if (r == 0)
         r = claim_forks(arrival, err);
-    if (r == 0)
-        r = machine_start(arrival->machine, true, arrival->host->on_qemu_event, arrival->host->arg, err);
-    if (r == 0 && arrival->fetch_early)
-        r = arrival_new_fetch(arrival, err);
-    if (r < 0)
-        return r;
-    allow_memory_later(arrival);
-    r = qemu_migrate_incoming(machine_qemu(arrival->machine), err);
-    if (r == 0)
-        qemu_hurry(machine_qemu(arrival->machine), true);
-    return r < 0 ? r : arrival_open_stream(arrival, err);
+    return r < 0 ? r : arrival_start_qemu(arrival, err);
 }
 
 static unsigned first_claims(const json_t *list)
@@ -293,7 +333,8 @@ static int build(struct arrival *arrival, const json_t *base, struct arrival_fil
 {
     json_t *list;
     int r = json_get_array(base, "disks", "base", &list, err);
-    if (r < 0 || (r = record_arriving(arrival, err)) < 0 ||
+    if (r < 0 || (r = arrival_hash_checkpoint(arrival, base, err)) < 0 ||
+        (r = record_arriving(arrival, err)) < 0 ||
         (r = receive_files(arrival, files, first_claims(list), err)) < 0 ||
         (r = vm_config_save(arrival->host->env.vm_dir, &arrival->config, err)) < 0 ||
         (r = build_disks(arrival, list, false, err)) < 0 ||
@@ -304,6 +345,8 @@ static int build(struct arrival *arrival, const json_t *base, struct arrival_fil
     pthread_mutex_lock(&arrival->lock);
     arrival->receiving = true;
     pthread_mutex_unlock(&arrival->lock);
+    if ((r = arrival_tell_checkpoint(arrival, err)) < 0)
+        return r;
     return say_opened(arrival, err);
 }
 
@@ -323,7 +366,8 @@ static int dry_run_end(struct arrival *arrival, const json_t *base, struct err *
 {
     struct mail *mail = NULL;
     int r = build_disks(arrival, json_object_get(base, "disks"), true, err);
-    allow_memory_later(arrival);
+    if (r == 0)
+        r = choose_memory(arrival, err);
     if (r == 0)
         r = say_opened(arrival, err);
     if (r == 0)
@@ -354,6 +398,8 @@ static int prepare(struct arrival *arrival, struct arrival_file files[ARRIVAL_FI
     arrival->dry_run = json_bool(message, "dry_run", false);
     arrival->compare_memory = json_bool(message, "compare_memory", false);
     arrival->memory_later = json_bool(message, "memory_later", false);
+    arrival->may_renew = json_bool(message, "memory_anew", false);
+    arrival->tells_faults = json_bool(message, "faults", false);
     if ((r = arrival_check(arrival, message, err)) < 0 ||
         (r = arrival_look_at_files(arrival, message, files, wanted, err)) < 0 ||
         (r = send_prepared(arrival, wanted, err)) < 0 ||

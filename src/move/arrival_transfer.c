@@ -154,6 +154,8 @@ static int turn(struct arrival *arrival, struct err *err)
             r = arrival_claim(arrival, mail, err);
         else if (mail->frame.type == FRAME_MISSING)
             r = arrival_missing(arrival, mail, err);
+        else if (mail->frame.type == FRAME_ANEW)
+            r = arrival_renew(arrival, err);
         else
             r = err_set(err, EPROTO, "the source sent \"%s\" during the transfer",
                         frame_type_name(mail->frame.type));
@@ -165,6 +167,8 @@ static int turn(struct arrival *arrival, struct err *err)
     uint32_t mark = MIN(arrival_marked(arrival), arrival->claimed_mark);
     if (mark != arrival->done_mark)
         return pass_mark(arrival, mark, err);
+    if ((r = arrival_tell_checkpoint(arrival, err)) < 0)
+        return r;
     if (arrival->compare_memory && ram_view_populate(&arrival->compare.ram))
         return 0;
     return session_nap(&arrival->session, clock_now() + 20 * NSEC_PER_MSEC, err);
@@ -187,7 +191,7 @@ static int check_qemu(struct arrival *arrival, struct err *err)
 static int view_memory(struct arrival *arrival, struct err *err)
 {
     return ram_view_open(&arrival->compare.ram, qemu_ram_fd(machine_qemu(arrival->machine)),
-                         arrival->config.memory, err);
+                         arrival->config.memory, true, err);
 }
 
 int arrival_transfer(struct arrival *arrival, struct err *err)
@@ -243,7 +247,9 @@ int arrival_hashes(struct arrival *arrival, struct link *link, const uint8_t *pa
         return err_set(err, EIO, "%zu pages of the guest's memory arrived wrong", compare->count);
     for (size_t i = 0; i < compare->count; i++)
         put_le64(&compare->differ[i], compare->differ[i]);
-    return link_send(link, FRAME_WANTED, compare->differ, compare->count * 8, NULL, 0, err);
+    r = link_send(link, FRAME_WANTED, compare->differ, compare->count * 8, NULL, 0, err);
+    compare->next = compare->count = 0; /* they may come once more, to verify */
+    return r;
 }
 
 int arrival_page(struct arrival *arrival, const uint8_t *payload, size_t size, struct err *err)
@@ -255,9 +261,7 @@ int arrival_page(struct arrival *arrival, const uint8_t *payload, size_t size, s
     }
     if (size != 8 + COMPARE_PAGE || get_le64(payload) >= arrival->compare.ram.pages)
         return err_set(err, EPROTO, "a page of the guest's memory makes no sense");
-    int r = file_pwrite_full(arrival->compare.ram.fd, payload + 8, COMPARE_PAGE,
-                             get_le64(payload) * COMPARE_PAGE);
-    return r < 0 ? err_sys(err, r, "cannot write the guest's memory") : 0;
+    return compare_write(&arrival->compare, get_le64(payload), payload + 8, err);
 }
 
 /* The source sends its hashes once it hears "loaded"; data link 0 compares. */
@@ -282,6 +286,7 @@ int arrival_pause(struct arrival *arrival, struct err *err)
     if (r < 0)
         return r;
     struct epoch_record record = *epoch_get(arrival->epoch);
+    arrival_note_blocks(arrival);
     record.ready = true;
     record.borrowed = arrival_lacks(arrival);
     record.memory_away = arrival->memory_later;

@@ -56,19 +56,24 @@ void departure_qemu_event(struct departure *departure, const char *event, const 
             const char *status;
             enum departure_migration migration;
         } table[] = {
+            {"setup", MIGRATION_NONE}, /* whatever became of the one before it */
             {"active", MIGRATION_ACTIVE},
             {"pre-switchover", MIGRATION_PRE_SWITCHOVER},
             {"postcopy-active", MIGRATION_POSTCOPY},
             {"completed", MIGRATION_COMPLETED},
             {"failed", MIGRATION_FAILED},
-            {"postcopy-paused", MIGRATION_FAILED}, /* its stream never breaks: it could not read its peer */
+            {"postcopy-paused", MIGRATION_PAUSED},
             {"cancelled", MIGRATION_FAILED},
             {"cancelling", MIGRATION_FAILED},
         };
         const char *status = json_string_value(json_object_get(data, "status"));
-        for (size_t i = 0; status && i < ARRAY_SIZE(table); i++)
+        for (size_t i = 0; status && i < ARRAY_SIZE(table); i++) {
+            enum departure_migration migration = table[i].migration;
+            if (migration == MIGRATION_PAUSED && !departure->committed)
+                migration = MIGRATION_FAILED; /* it could not read its peer, and is taken back */
             if (strcmp(table[i].status, status) == 0)
-                atomic_store(&departure->migration, (int)table[i].migration);
+                atomic_store(&departure->migration, (int)migration);
+        }
     }
     session_wake(&departure->session);
 }
@@ -107,6 +112,8 @@ static void record_outcome(struct departure *departure, int r, struct err *err)
             err_hint(err, "start it again here with: orai start %s",
                      machine_config(departure->machine)->name);
     }
+    if (outcome == MOVE_MOVED)
+        progress_obstacle(departure->progress, NULL);
     progress_end(departure->progress, outcome, r < 0 ? err : NULL);
     log_info("move of %s to %s: %s%s%s", machine_config(departure->machine)->name,
              departure->options.peer.name, move_outcome_name(outcome), r < 0 ? ": " : "",
@@ -140,6 +147,7 @@ static int start(const struct move_host *host, struct machine *machine, struct e
     departure->epoch = epoch;
     departure->options = *options;
     departure->resumed = resumed;
+    departure->kept_ram = -1;
     departure->last_hashes = &departure->hashes;
     departure->next_epoch = epoch_get(epoch)->epoch + (resumed ? 0 : 1);
     departure->numbers = (struct progress_numbers){.stage = "prepare",
@@ -170,7 +178,8 @@ static int start(const struct move_host *host, struct machine *machine, struct e
 int departure_start(const struct move_host *host, struct machine *machine, struct epoch *epoch,
                     const struct move_options *options, struct departure **ret, struct err *err)
 {
-    return start(host, machine, epoch, options, false, ret, err);
+    int r = departure_check_ram(machine, options, err);
+    return r < 0 ? r : start(host, machine, epoch, options, false, ret, err);
 }
 
 int departure_resume(const struct move_host *host, struct machine *machine, struct epoch *epoch,
@@ -222,10 +231,14 @@ void departure_free(struct departure *departure)
         return;
     pthread_join(departure->thread, NULL);
     session_done(&departure->session);
+    stream_free(departure->old_stream);
     lender_free(departure->lender);
+    if (departure->kept_ram >= 0)
+        close(departure->kept_ram);
     ram_view_close(&departure->ram);
     departure_drop_hashes(departure);
     departure_free_asking(departure);
+    known_free(departure->known);
     for (size_t i = 0; i < VM_MAX_DISKS; i++)
         relocate_free(departure->relocate[i]);
     progress_free(departure->progress);

@@ -21,6 +21,7 @@
 #include "disk/relocate.h"
 #include "disk/sums.h"
 #include "memory/compare.h"
+#include "memory/known.h"
 #include "move/fault.h"
 #include "move/lender.h"
 #include "move/move.h"
@@ -70,17 +71,32 @@ struct departure {
     int64_t switch_judged; /* when allow_switch last looked at the whole map */
 
     /* Memory. */
+    bool packs;          /* the destination can unpack QEMU's stream, */
+    bool packs_later;    /* also when memory comes after the switch */
+    bool known_spoilt;   /* it cannot read its checkpoint any more; guarded by the session's lock */
+    struct known *known; /* what it has in its checkpoint; NULL: it has none. Set with the session's lock */
     struct ram_view ram; /* an emulated guest's, to compare */
     struct hash_message {
         struct hash_message *next;
         size_t length;
         uint8_t bytes[COMPARE_MESSAGE];
     } * hashes, **last_hashes;
-    bool migrating;             /* QEMU was told to migrate */
-    bool memory_later;          /* after the switch: a wish until the destination has said "opened" */
-    struct qemu_pages early;    /* what its devices need first; then */
-    bool memory_wanted;         /* the destination's newest hello: it waits for the rest */
-    int futile;                 /* passes over memory in a row that gained nothing */
+    struct progress_faults faults; /* as the destination tells; guarded by the session's lock */
+    bool migrating;                /* QEMU was told to migrate */
+    bool memory_later;             /* after the switch: a wish until the destination has said "opened" */
+    atomic_bool renewing;          /* what comes from the destination's QEMU is thrown away, until "anew" */
+    struct stream *old_stream; /* of memory that was to go before the switch: links may still look at it */
+    uint64_t spent;            /* bytes sent of it */
+    int64_t memory_began;      /* clock_now() */
+    struct qemu_pages early;   /* what its devices need first; then */
+    int kept_ram;              /* the guest's RAM once it has left; -1: it is not to be kept */
+    bool memory_wanted;        /* the destination's newest hello: it waits for the rest, */
+    bool peer_recovers;        /* and can go on in a new stream of QEMU's, */
+    uint64_t peer_stream;      /* and which one it is in now */
+    uint64_t stream_number; /* of the stream that lasts: 1, and more after each recovery; 0: it has broken */
+    uint64_t last_number;   /* the newest */
+    int futile;             /* passes over memory in a row that gained nothing */
+    char obstacle[256];     /* why the move does not converge, or is not expected to; "" */
     _Atomic int64_t stopped_at; /* clock_now() of QEMU's STOP; set by the QMP thread */
     _Atomic int migration;      /* enum departure_migration; set by the QMP thread */
 
@@ -97,6 +113,7 @@ enum departure_migration {
     MIGRATION_ACTIVE,
     MIGRATION_PRE_SWITCHOVER,
     MIGRATION_POSTCOPY,
+    MIGRATION_PAUSED, /* its stream has broken in post-copy */
     MIGRATION_COMPLETED,
     MIGRATION_FAILED
 };
@@ -136,18 +153,38 @@ int departure_warm(struct departure *departure, struct err *err);
 int departure_await(struct departure *departure, enum frame_type type, int64_t deadline, struct mail **ret,
                     struct err *err);
 bool departure_qemu_alive(const struct departure *departure);
-/* 0, or why the move cannot go on: cancelled, link broken, QEMU gone; with the user's --timeout too. */
+/* 0, or why the move cannot go on: cancelled, link broken, QEMU gone; with the user's --timeout too, unless
+ * it says that the move goes on otherwise then. */
 int departure_check(struct departure *departure, struct err *err);
 int departure_check_time(struct departure *departure, struct err *err);
 
 /* --- departure_memory.c --- */
 
+/* The least that QEMU may be told it can take for its last pass. At 0 it does not look at what the guest has
+ * written since it last looked, once it has sent what it knew of: it stops the guest, and all of that goes
+ * over in the pause. */
+#define MEMORY_LEAST_MS 1
+/* A page that the guest waits for there waits behind no more than that. */
+#define MEMORY_PROMPT_BYTES (128 * KiB)
 /* QEMU begins its stream. */
 int departure_start_memory(struct departure *departure, struct err *err);
+/* The destination will tell hashes of its checkpoint, with that seed. */
+int departure_new_known(struct departure *departure, const uint8_t seed[KNOWN_SEED], struct err *err);
+/* FRAME_KNOWN, on a link's thread. */
+int departure_known(struct departure *departure, const uint8_t *payload, size_t size, struct err *err);
+/* FRAME_FAULTS, likewise. */
+int departure_faults(struct departure *departure, const uint8_t *payload, size_t size, struct err *err);
+/* How much of memory has gone, for those who watch. */
+void departure_count_memory(struct departure *departure);
 /* QEMU's numbers for those who watch; -EIO when it gave up. */
 int departure_watch_memory(struct departure *departure, struct err *err);
 /* Before memory that follows is let go: none of it may have gone, and what is needed first goes first. */
 int departure_lead_memory(struct departure *departure, struct err *err);
+/* What memory that follows can have ready, so that the pause is short. */
+int departure_before_memory(struct departure *departure, struct err *err);
+/* Takes back what has gone of memory before the switch: QEMU will begin again, and memory follow the guest.
+ */
+int departure_renew_memory(struct departure *departure, struct err *err);
 /* Until QEMU has sent everything and the destination's has confirmed it. */
 int departure_wait_completed(struct departure *departure, struct err *err);
 /* After this QEMU knows of no migration; at any moment before the commit, or when the guest comes back. */
@@ -157,6 +194,18 @@ void departure_cancel_memory(struct departure *departure);
 int departure_follow(struct departure *departure, struct err *err);
 /* The guest was continued here after the commit. QMP's thread. */
 void departure_fence(struct departure *departure);
+/* After a crash of orai-vm: if it was continued meanwhile. */
+void departure_fence_resumed(struct departure *departure);
+
+/* The stream may go ahead as far as the link allows. */
+void departure_widen_memory(struct departure *departure);
+
+/* --- departure_recover.c --- */
+
+/* Memory follows, but this orai-vm or the destination's has lost its stream: both QEMUs go on in a new one.
+ * The control connection is there, and no other. When nothing can come of it any more departure->migration
+ * says so. */
+int departure_recover(struct departure *departure, struct err *err);
 
 /* --- departure_commit.c --- */
 
@@ -241,6 +290,8 @@ int departure_compare(struct departure *departure, struct err *err);
 bool departure_emulated(const struct departure *departure);
 /* QEMU's dirty tracking decides what goes over, and cannot be trusted with this guest. */
 bool departure_compares(const struct departure *departure);
+/* Can what the guest's RAM is made of (vmm/ram.h) go over as is wished? */
+int departure_check_ram(const struct machine *machine, const struct move_options *options, struct err *err);
 
 /* plan.c. plan_begin starts what takes a second to measure, plan_estimate looks at the relocates and at
  * memory, plan_measure measures the link, and plan_predict fills departure->prediction from all of these and
@@ -251,3 +302,6 @@ int plan_measure(struct departure *departure, struct err *err);
 void plan_predict(struct departure *departure);
 /* Once the dirty rate has been measured the prediction takes it into account. Cheap; call now and then. */
 void plan_refine(struct departure *departure);
+/* For those who watch: why the move does not converge, and what will come of it. Without a text: it does. */
+void plan_obstacle(struct departure *departure, const char *format, ...)
+    __attribute__((format(printf, 2, 3)));

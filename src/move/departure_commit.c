@@ -16,6 +16,7 @@
 #include "move/departure.h"
 
 #include <errno.h>
+#include <fcntl.h>
 #include <string.h>
 
 #define ASK_AGAIN_NS NSEC_PER_SEC
@@ -30,6 +31,7 @@ static int record_commit(struct departure *departure, struct err *err)
     record.move = departure->options.move;
     record.guest_runs = departure->guest_runs;
     record.lent = departure->split;
+    record.memory_away = departure->memory_later;
     record.peer.port = peer->port;
     record.peer.fingerprint = peer->fingerprint;
     snprintf(record.peer.name, sizeof record.peer.name, "%s", peer->name);
@@ -45,7 +47,7 @@ static void take_back(struct departure *departure, bool by_hand)
     struct epoch_record record = *epoch_get(departure->epoch);
     record.epoch++;
     record.role = EPOCH_OWNER;
-    record.lent = false;
+    record.lent = record.memory_away = false;
     record.forked = by_hand; /* perhaps it runs there as well */
     for (int tries = 0; epoch_set(departure->epoch, &record, &err) < 0; tries++) {
         if (tries == 0)
@@ -151,11 +153,13 @@ int departure_commit(struct departure *departure, struct err *err)
             log_warning("%s", err->text);
     } else {
         departure->split = epoch_get(departure->epoch)->lent;
+        departure->memory_later = departure->migrating = epoch_get(departure->epoch)->memory_away;
         departure->next_epoch = epoch_get(departure->epoch)->epoch;
         if (departure->split && departure_new_lender(departure, err) < 0)
             log_error("%s", err->text);
         departure->guest_runs = epoch_get(departure->epoch)->guest_runs;
         departure->committed = true;
+        departure_fence_resumed(departure);
         session_uncancel(&departure->session);
     }
     if (!departure->split)
@@ -199,7 +203,21 @@ static int become_replica(struct departure *departure, struct err *err)
         return r;
     struct epoch_record record = *epoch_get(departure->epoch);
     record.role = EPOCH_REPLICA;
+    record.memory_away = false;
     return epoch_set(departure->epoch, &record, err);
+}
+
+/* When memory followed the guest it is that of the switch. */
+static void keep_ram(struct departure *departure)
+{
+    if ((!departure->memory_later || departure->migration == MIGRATION_COMPLETED) &&
+        departure_qemu_alive(departure))
+        departure->kept_ram = fcntl(qemu_ram_fd(machine_qemu(departure->machine)), F_DUPFD_CLOEXEC, 0);
+}
+
+int departure_take_ram(struct departure *departure)
+{
+    return TAKE_FD(departure->kept_ram);
 }
 
 /* The guest runs there. What fails here costs bytes on the way back, or is done again at the next start. */
@@ -211,5 +229,6 @@ int departure_finish(struct departure *departure, struct err *err)
         link_send(departure->session.control, FRAME_FINISH, NULL, 0, NULL, 0, err) == 0)
         link_drain(departure->session.control, clock_now() + NSEC_PER_SEC, NULL);
     departure_show(departure);
+    keep_ram(departure);
     return become_replica(departure, err);
 }

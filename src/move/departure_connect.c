@@ -14,8 +14,6 @@
 #include "move/departure.h"
 
 #include <errno.h>
-#include <netinet/in.h>
-#include <netinet/tcp.h>
 #include <string.h>
 
 static int send_hello(struct departure *departure, struct link *link, const char *role, unsigned index,
@@ -47,6 +45,7 @@ static int on_greeted(struct departure *departure, const struct link *link, cons
         departure->greeted++;
         if (index == 0)
             departure->stream_taken = json_u64(hello, "taken", 0);
+        departure->known_spoilt = !json_bool(hello, "known", true);
         if (index + 1 < session->data_count)
             next = session->data[index + 1];
     }
@@ -55,6 +54,36 @@ static int on_greeted(struct departure *departure, const struct link *link, cons
         return err_set(err, EPROTO, "a hello out of turn");
     session_wake(session);
     return next ? send_hello(departure, next, "data", index + 1, err) : 0;
+}
+
+/* With what comes from QEMU there. While the stream is made anew (departure_renew_memory) nobody wants the
+ * old one's, and it cannot be written any more. */
+static int on_stream(struct departure *departure, struct link *link, const struct frame *frame,
+                     const uint8_t *payload, struct err *err)
+{
+    struct session *session = &departure->session;
+    pthread_mutex_lock(&session->lock);
+    struct stream *stream = session->stream;
+    pthread_mutex_unlock(&session->lock);
+    if (departure->renewing)
+        return 0;
+    int r = 0;
+    if (frame->type == FRAME_TAKEN)
+        r = stream_peer_took(stream, payload, frame->length, err);
+    else if (stream)
+        r = stream_take(stream, link, payload, frame->length, err);
+    return departure->renewing ? 0 : r;
+}
+
+/* From here on what comes on this connection is the new stream's. */
+static int on_anew(struct departure *departure, struct link *link, const struct frame *frame,
+                   const uint8_t *payload, struct err *err)
+{
+    struct session *session = &departure->session;
+    if (session_data_index(session, link) != 0 || !departure->renewing)
+        return err_set(err, EPROTO, "an \"%s\" out of turn", frame_type_name(frame->type));
+    departure->renewing = false;
+    return session_post(session, link, frame, payload, err);
 }
 
 /* Only return traffic arrives on data links; control frames go to the walker. */
@@ -69,13 +98,17 @@ static int on_frame(void *arg, struct link *link, const struct frame *frame, con
         return link == session->control ? session_post(session, link, frame, payload, err)
                                         : on_greeted(departure, link, payload, frame->length, err);
     case FRAME_BACK:
-        return session->stream ? stream_take(session->stream, link, payload, frame->length, err) : 0;
     case FRAME_TAKEN:
-        return stream_peer_took(session->stream, payload, frame->length, err);
+        return on_stream(departure, link, frame, payload, err);
+    case FRAME_ANEW:
+        return on_anew(departure, link, frame, payload, err);
     case FRAME_DIFFER:
         return departure_differ(departure, payload, frame->length, err);
+    case FRAME_KNOWN:
+        return departure_known(departure, payload, frame->length, err);
+    case FRAME_FAULTS:
+        return departure_faults(departure, payload, frame->length, err);
     case FRAME_CANCEL:
-        session->cancel_heard = true;
         session_cancel(session);
         return 0;
     case FRAME_MARKED:
@@ -103,7 +136,6 @@ static void on_closed(void *arg, struct link *link, const struct err *err)
     session_lost(&departure->session, err);
 }
 
-#define PROMPT_BYTES (128 * KiB)
 #define WARM_BYTES (256 * KiB)
 
 /* A tenth of a second of a limited bandwidth: what is queued delays a cancel, and the switch. Or what the
@@ -112,7 +144,7 @@ static size_t queue_bytes(const struct departure *departure)
 {
     uint64_t bandwidth = departure->options.bandwidth;
     if (departure->memory_later)
-        return PROMPT_BYTES;
+        return MEMORY_PROMPT_BYTES;
     return bandwidth ? MIN(MAX(bandwidth / 10, 256 * KiB), 2 * MiB) : 2 * MiB;
 }
 
@@ -152,10 +184,10 @@ static int start_link(struct departure *departure, bool control, struct tls *tls
         .queue_bytes = control ? 0 : queue_bytes(departure),
     };
     struct link_handler handler = {.frame = on_frame, .closed = on_closed, .arg = departure};
-    const int prompt = PROMPT_BYTES;
-    if (!control && departure->memory_later) /* in the kernel's queue too; only slower without */
-        setsockopt(tls_socket(tls), IPPROTO_TCP, TCP_NOTSENT_LOWAT, &prompt, sizeof prompt);
-    return link_start(tls, &options, &handler, ret, err);
+    int r = link_start(tls, &options, &handler, ret, err);
+    if (r == 0 && !control && departure->memory_later)
+        link_make_prompt(*ret, MEMORY_PROMPT_BYTES);
+    return r;
 }
 
 /* What the destination can do. */
@@ -210,6 +242,9 @@ static int greet_control(struct departure *departure, const char *role, int64_t 
                        err);
     free(mail);
     departure->memory_wanted = json_bool(hello, "memory_wanted", false);
+    departure->peer_recovers = json_object_get(hello, "stream");
+    if (strcmp(role, "again") == 0)
+        departure->peer_stream = json_u64(hello, "stream", departure->stream_number);
     return r;
 }
 
@@ -261,7 +296,7 @@ void departure_drop_openings(struct departure *departure)
 
 static int add_data(struct departure *departure, struct departure_opening *opening, struct err *err)
 {
-    struct link *link;
+    struct link *link = NULL;
     if (opening->running)
         pthread_join(opening->thread, NULL);
     opening->running = false;
@@ -303,6 +338,8 @@ int departure_wait_greeted(struct departure *departure, struct err *err)
     }
     for (unsigned i = 0; i < session->data_count; i++) /* it may have been chosen since they were made */
         link_set_epoch(session->data[i], departure->next_epoch);
+    if (session->stream && departure->known_spoilt)
+        stream_forget_known(session->stream);
     /* It goes on where it was. */
     return session->stream ? stream_attach(session->stream, session->data[0], departure->stream_taken, err)
                            : 0;

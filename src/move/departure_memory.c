@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
  * The source's QEMU and its migration stream. Memory goes before the switch (pre-copy, departure_transfer.c
- * decides when it is over), or after it:
+ * decides when it is over), or after it (also when it was to go before, and the time is over:
+ * departure_renew_memory):
  *
  *   transfer  QEMU is told to switch before it is let near the stream (relay_admit), so no page goes
  *   pause     QEMU hears, as if from the destination, which pages will be asked for first; it sends the
@@ -14,14 +15,19 @@
  * on (version 10 continues it by itself). After the commit that must not happen: a guest that QEMU continues
  * is killed.
  *
- * A broken link only makes the guest wait there: the stream lasts (stream.h). What dies with an orai-vm, a
- * QEMU or a host is the guest's memory, as in every post-copy; its disks are as safe as ever.
+ * A broken link only makes the guest wait there: the stream lasts (stream.h). So does a lost orai-vm, on
+ * either side (departure_recover.c). What dies with a QEMU or a host is the guest's memory, as in every
+ * post-copy; its disks are as safe as ever.
  */
 #include "base/clock.h"
 #include "base/endian.h"
+#include "base/json.h"
 #include "base/log.h"
 #include "base/macro.h"
+#include "memory/qstream.h"
+#include "memory/requests.h"
 #include "move/departure.h"
+#include "move/take_back.h"
 
 #include <errno.h>
 #include <limits.h>
@@ -33,23 +39,65 @@
 #define STUCK_NS (500 * NSEC_PER_MSEC)
 #define WRITTEN_POLL_NS (5 * NSEC_PER_MSEC)
 #define GIVE_UP_MSEC 30000
+#define AHEAD_LEAST (4 * MiB)
+#define AHEAD_PER_MSEC 4e5 /* bytes */
+#define QUEUE_MSEC 30      /* how long what is sent may wait for the link */
+#define AHEAD_MOST 64e6
 #define SLOWEST_RATE (100 * MiB) /* bytes per second at which QEMU writes its stream to nobody, at least */
+
+/* Bytes that the link holds by what was measured, with a queue that takes `queue_msec` to send. */
+static uint64_t link_holds(const struct departure *departure, double queue_msec)
+{
+    const struct prediction *prediction = &departure->prediction;
+    return (uint64_t)((double)prediction->link_rate * (prediction->rtt_ms + queue_msec) / 1000);
+}
+
+/* Of what is on its way at the stop, the link's share is waited for in the pause: what fills it, and not much
+ * more. What it stands for, unpacked, is limited by the rate that few destinations take faster. */
+static struct stream_ahead ahead(const struct departure *departure)
+{
+    double most = departure->prediction.rtt_ms * AHEAD_PER_MSEC;
+    return (struct stream_ahead){.path = link_holds(departure, QUEUE_MSEC),
+                                 .most = AHEAD_LEAST + (uint64_t)MIN(most, AHEAD_MOST)};
+}
+
+static int open_stream(struct departure *departure, struct err *err)
+{
+    char path[PATH_MAX];
+    struct stream *stream;
+    struct session *session = &departure->session;
+    snprintf(path, sizeof path, "%s/migrate.sock", departure->host->env.run_dir);
+    int r = stream_listen(path, departure->host->env.uid, departure->memory_later, &stream, err);
+    if (r < 0)
+        return r;
+    pthread_mutex_lock(&session->lock);
+    session->stream = stream;
+    pthread_mutex_unlock(&session->lock);
+    departure->stream_number = departure->last_number = departure->peer_stream = 1;
+    const struct stream_ahead most = ahead(departure);
+    if (!departure->memory_later)
+        return departure->packs ? stream_pack(stream, departure->known, &most, err) : 0;
+    if (!departure->packs_later)
+        return 0;
+    r = stream_pack(stream, departure->known, NULL, err);
+    return r < 0 ? r : stream_hold(stream, QEMU_RAM_BLOCK, machine_config(departure->machine)->memory, err);
+}
 
 int departure_start_memory(struct departure *departure, struct err *err)
 {
-    char path[PATH_MAX];
     struct session *session = &departure->session;
     struct qemu *qemu = machine_qemu(departure->machine);
-    snprintf(path, sizeof path, "%s/migrate.sock", departure->host->env.run_dir);
-    int r = stream_listen(path, departure->host->env.uid, departure->memory_later, &session->stream, err);
+    int r = open_stream(departure, err);
     if (r == 0 && !departure->memory_later)
         r = stream_attach(session->stream, session->data[0], 0, err);
     if (r < 0)
         return r;
     departure->numbers.phase = "memory";
     departure->numbers.converging = true;
+    departure->memory_began = clock_now();
     departure->migrating = true;
-    r = qemu_migrate_start(qemu, 0, 0, departure->memory_later, err);
+    qemu_migrate_throttle(qemu, departure->options.throttle);
+    r = qemu_migrate_start(qemu, 0, MEMORY_LEAST_MS, departure->memory_later, err);
     if (r == 0 && departure->memory_later)
         r = qemu_migrate_start_postcopy(qemu, err);
     if (r == 0)
@@ -57,6 +105,55 @@ int departure_start_memory(struct departure *departure, struct err *err)
     if (r == 0 && departure_compares(departure))
         departure_view_memory(departure); /* QEMU is busy with its first pass meanwhile */
     return r;
+}
+
+int departure_new_known(struct departure *departure, const uint8_t seed[KNOWN_SEED], struct err *err)
+{
+    struct known *known;
+    uint64_t pages = machine_config(departure->machine)->memory / KNOWN_PAGE;
+    int r = known_new(pages, get_le64(seed), &known, err);
+    if (r < 0)
+        return r;
+    pthread_mutex_lock(&departure->session.lock);
+    departure->known = known;
+    pthread_mutex_unlock(&departure->session.lock);
+    return 0;
+}
+
+int departure_known(struct departure *departure, const uint8_t *payload, size_t size, struct err *err)
+{
+    pthread_mutex_lock(&departure->session.lock);
+    struct known *known = departure->known;
+    pthread_mutex_unlock(&departure->session.lock);
+    return known ? known_add(known, payload, size, err)
+                 : err_set(err, EPROTO, "a \"%s\" out of turn", frame_type_name(FRAME_KNOWN));
+}
+
+int departure_faults(struct departure *departure, const uint8_t *payload, size_t size, struct err *err)
+{
+    _cleanup_json_ json_t *json = NULL;
+    int r = json_parse((const char *)payload, size, "the destination's faults", &json, err);
+    if (r < 0)
+        return r;
+    pthread_mutex_lock(&departure->session.lock);
+    departure->faults = (struct progress_faults){.count = json_u64(json, "count", 0),
+                                                 .median_usec = json_u64(json, "median_usec", 0),
+                                                 .p99_usec = json_u64(json, "p99_usec", 0)};
+    pthread_mutex_unlock(&departure->session.lock);
+    return 0;
+}
+
+void departure_count_memory(struct departure *departure)
+{
+    struct progress_numbers *numbers = &departure->numbers;
+    const struct stream_count count = stream_count(departure->session.stream);
+    numbers->memory_sent = departure->spent + count.sent;
+    numbers->memory_found = count.packed.known_pages * KNOWN_PAGE;
+    numbers->memory_zero = count.packed.zero_pages * KNOWN_PAGE;
+    numbers->memory_saved = count.packed.before_zstd - count.packed.after_zstd;
+    pthread_mutex_lock(&departure->session.lock);
+    numbers->faults = departure->faults;
+    pthread_mutex_unlock(&departure->session.lock);
 }
 
 int departure_watch_memory(struct departure *departure, struct err *err)
@@ -69,10 +166,12 @@ int departure_watch_memory(struct departure *departure, struct err *err)
                true); /* again and again: its migration thread starts when it likes */
     struct progress_numbers *numbers = &departure->numbers;
     numbers->memory_total = migration.ram_total;
-    numbers->memory_sent = stream_bytes(departure->session.stream);
+    departure_count_memory(departure);
     numbers->memory_remaining = migration.ram_remaining;
     numbers->memory_iterations = migration.iterations;
     numbers->dirty_rate = migration.dirty_rate;
+    numbers->throttle = migration.throttle;
+    numbers->throttle_most = MAX(numbers->throttle_most, migration.throttle);
     plan_refine(departure);
     if (strcmp(migration.status, "failed") == 0)
         return err_set(err, EIO, "QEMU's migration failed: %s",
@@ -92,29 +191,17 @@ static int check_unsent(struct departure *departure, struct err *err)
     return r;
 }
 
-#define REQUEST_SIZE 20
-
-/* MIG_RP_MSG_REQ_PAGES_ID (QEMU's migration/migration.h): be16 type 3, be16 length, be64 start, be32 length,
- * u8 and name of the block. */
-static void put_request(uint8_t ret[REQUEST_SIZE], uint64_t start)
-{
-    static const uint8_t request[REQUEST_SIZE] = {0, 3, 0, 16, 0,    0, 0, 0,   0,   0,
-                                                  0, 0, 0, 0,  0x10, 0, 3, 'r', 'a', 'm'};
-    memcpy(ret, request, sizeof request);
-    for (int i = 0; i < 8; i++)
-        ret[4 + i] = (uint8_t)(start >> (56 - 8 * i));
-}
-
 /* What the devices and the CPUs there will ask for, each time for at least a round trip, is on its way before
  * they do. It only saves time, so a failure is not one of the move. Until the stream is attached nothing
  * comes from the destination, so nobody else writes to QEMU; and it sends no page twice. */
 static void request_early(struct departure *departure)
 {
-    uint8_t requests[ARRAY_SIZE(departure->early.offsets)][REQUEST_SIZE];
+    uint8_t request[REQUESTS_ROOM];
     qemu_early_cpus(machine_qemu(departure->machine), machine_config(departure->machine), &departure->early);
-    for (size_t i = 0; i < departure->early.count; i++)
-        put_request(requests[i], departure->early.offsets[i]);
-    stream_inject(departure->session.stream, requests, departure->early.count * REQUEST_SIZE, NULL);
+    for (size_t i = 0; i < departure->early.count; i++) {
+        size_t size = requests_make(request, QEMU_RAM_BLOCK, departure->early.offsets[i], QSTREAM_PAGE_SIZE);
+        stream_inject(departure->session.stream, request, size, NULL);
+    }
 }
 
 int departure_lead_memory(struct departure *departure, struct err *err)
@@ -176,15 +263,15 @@ static int wait_written(struct departure *departure, int64_t deadline, struct er
  * connection after it, and a write that fails would make it pause for ever. */
 static int make_give_up(struct departure *departure, struct err *err)
 {
-    uint8_t request[REQUEST_SIZE];
+    uint8_t request[REQUESTS_ROOM];
     struct qemu *qemu = machine_qemu(departure->machine);
     uint64_t seconds = 30 + machine_config(departure->machine)->memory / SLOWEST_RATE;
     int64_t deadline = clock_now() + (int64_t)MIN(seconds, UINT64_C(3600)) * NSEC_PER_SEC;
-    put_request(request, UINT64_C(0x7ffffffffffff000));
+    size_t size = requests_make(request, QEMU_RAM_BLOCK, UINT64_C(0x7ffffffffffff000), QSTREAM_PAGE_SIZE);
     stream_discard(departure->session.stream);
     int r = wait_written(departure, deadline, err);
     if (r == 1)
-        r = stream_inject(departure->session.stream, request, sizeof request, err);
+        r = stream_inject(departure->session.stream, request, size, err);
     return r < 0 ? r : qemu_migrate_settle(qemu, GIVE_UP_MSEC, err);
 }
 
@@ -194,14 +281,88 @@ void departure_cancel_memory(struct departure *departure)
     if (departure->migrating && departure_qemu_alive(departure)) {
         struct qemu *qemu = machine_qemu(departure->machine);
         int r = qemu_migrate_cancel(qemu, &err);
-        if (r == -EBUSY && departure->session.stream)
+        if (r == -EBUSY && departure->resumed) {
+            session_reset(&departure->session);
+            stream_stop(departure->session.stream);
+            r = take_back_guest(departure->machine, &departure->host->env, &err);
+        } else if (r == -EBUSY && departure->session.stream) {
             r = make_give_up(departure, &err);
+        }
         if (r < 0)
             log_warning("cannot cancel QEMU's migration: %s", err.text);
         qemu_hurry(qemu, false);
     }
     departure->migrating = false;
     stream_stop(departure->session.stream);
+}
+
+/* --- memory that was to go before the switch, and will follow
+ * -------------------------------------------------
+ */
+
+#define RENEW_NS (120 * NSEC_PER_SEC) /* what is on its way has to arrive, and QEMU to start */
+
+/* The relay's thread may wait for room there, and the walker will for that thread. */
+static int wait_room(struct departure *departure, struct err *err)
+{
+    int r = departure_check(departure, err);
+    while (r == 0 && link_queued(departure->session.data[0]) > MEMORY_PROMPT_BYTES) {
+        r = session_nap(&departure->session, clock_now() + 20 * NSEC_PER_MSEC, err);
+        if (r == 0)
+            r = departure_check(departure, err);
+    }
+    return r;
+}
+
+static int wait_anew(struct departure *departure, struct err *err)
+{
+    struct session *session = &departure->session;
+    int64_t deadline = clock_now() + RENEW_NS;
+    struct mail *mail = NULL;
+    int r;
+    while ((r = departure_check(departure, err)) == 0 &&
+           (r = session_next(session, clock_now() + 200 * NSEC_PER_MSEC, &mail, err)) == -EAGAIN)
+        if (clock_now() > deadline)
+            return err_set(err, ETIMEDOUT, "the destination did not begin again in time");
+    if (!mail)
+        return r;
+    enum frame_type type = mail->frame.type;
+    free(mail);
+    return type == FRAME_ANEW ? 0
+                              : err_set(err, EPROTO, "the destination sent \"%s\" where \"%s\" was due",
+                                        frame_type_name(type), frame_type_name(FRAME_ANEW));
+}
+
+/* No page may have gone in a stream whose guest goes before its memory: an emulated guest's dirty bits cannot
+ * be trusted (memory/compare.h), and in post-copy nothing can be compared; and memory/holes.h counts on it.
+ * So QEMU begins with nothing, at both ends. */
+int departure_renew_memory(struct departure *departure, struct err *err)
+{
+    struct session *session = &departure->session;
+    departure_count_memory(departure);
+    departure->spent = departure->numbers.memory_sent;
+    departure->renewing = true;
+    departure_cancel_memory(departure);
+    int r = session->stream ? wait_room(departure, err) : 0;
+    if (r < 0)
+        return r;
+    stream_interrupt(session->stream); /* nothing of it comes behind "anew" */
+    ram_view_close(&departure->ram);
+    pthread_mutex_lock(&session->lock);
+    departure->old_stream = TAKE_PTR(session->stream);
+    pthread_mutex_unlock(&session->lock);
+    r = fault_point(err, "source.anew");
+    if (r == 0)
+        r = link_send(session->data[0], FRAME_ANEW, NULL, 0, NULL, 0, err);
+    if (r == 0)
+        r = wait_anew(departure, err);
+    if (r < 0)
+        return r;
+    for (unsigned i = 0; i < session->data_count; i++)
+        link_make_prompt(session->data[i], MEMORY_PROMPT_BYTES);
+    departure->memory_later = true;
+    departure->migration = MIGRATION_NONE;
+    return departure_before_memory(departure, err);
 }
 
 /* --- after the switch --------------------------------------------------------------------------------------
@@ -214,8 +375,8 @@ void departure_fence(struct departure *departure)
     qemu_signal(machine_qemu(departure->machine), SIGKILL);
 }
 
-/* The stream over a new connection, and a new one for control if that is broken too. 1: the destination has
- * no use for it any more. */
+/* The stream, or one that goes on where it has broken, over a new connection, and a new one for control if
+ * that is broken too. 1: the destination has no use for it any more. */
 static int connect_anew(struct departure *departure, struct err *err)
 {
     int r = 0;
@@ -223,6 +384,8 @@ static int connect_anew(struct departure *departure, struct err *err)
         r = departure_ask_again(departure, err);
     if (r == 0 && !departure->memory_wanted)
         return 1;
+    if (r == 0 && (departure->peer_stream != departure->stream_number || !departure->stream_number))
+        r = departure_recover(departure, err);
     if (r < 0)
         return r;
     r = departure_connect_data(departure, err);
@@ -256,14 +419,42 @@ static int keep_connected(struct departure *departure, bool *told)
     return 0;
 }
 
+/* The guest there waits for what will never come, and nobody but us can say so: over a connection that has
+ * just carried a question and its answer, for an older one may be dead. departure_finish then says it. */
+static int reach_waiting_guest(struct departure *departure, struct err *err)
+{
+    while (departure_ask_again(departure, err) < 0) {
+        session_reset(&departure->session);
+        for (int64_t until = clock_now() + AGAIN_NS; clock_now() < until; clock_sleep(20 * NSEC_PER_MSEC))
+            if (departure->run_here)
+                return departure_keep(departure, EINTR, "a human decided that the guest runs here", err);
+    }
+    return 0;
+}
+
+void departure_widen_memory(struct departure *departure)
+{
+    stream_widen(departure->session.stream, link_holds(departure, 0));
+}
+
+/* While nobody watched QEMU may have given up and continued the guest. */
+void departure_fence_resumed(struct departure *departure)
+{
+    char status[32];
+    if (departure_qemu_alive(departure) && qemu_status(machine_qemu(departure->machine), status, NULL) == 0 &&
+        strcmp(status, "running") == 0)
+        departure_fence(departure);
+}
+
 int departure_follow(struct departure *departure, struct err *err)
 {
-    bool told = false;
+    bool told = false, waits = true; /* the guest there, for more */
     int64_t shown = 0;
     uint64_t before = departure->numbers.memory_sent; /* when the destination was ready */
     /* QEMU is still far from its end. Should it ever continue the guest, nobody hears that. */
     machine_set_network(departure->machine, false);
-    stream_widen(departure->session.stream);
+    if (!departure->resumed)
+        departure_widen_memory(departure);
     departure->numbers.phase = "memory";
     departure->options.connections = 1;
     while (departure->migration < MIGRATION_COMPLETED && departure_qemu_alive(departure)) {
@@ -271,20 +462,27 @@ int departure_follow(struct departure *departure, struct err *err)
             return departure_keep(departure, EINTR, "a human decided that the guest runs here", err);
         int r = session_nap(&departure->session, clock_now() + 50 * NSEC_PER_MSEC, NULL);
         if (r < 0 || departure->session.data_count == 0) {
-            if (departure->session.peer_failed || keep_connected(departure, &told) == 1)
+            waits = !departure->session.peer_failed && keep_connected(departure, &told) != 1;
+            if (!waits)
                 break;
+        } else if (departure->migration ==
+                   MIGRATION_PAUSED) { /* it could not read its peer: nothing mends that */
+            atomic_store(&departure->migration, MIGRATION_FAILED);
         } else if (clock_now() - shown > SHOW_NS) {
             shown = clock_now();
             departure_watch_memory(departure, NULL);
         }
     }
-    if (departure->migration == MIGRATION_COMPLETED)
+    int r = 0;
+    if (departure->migration == MIGRATION_COMPLETED) {
         departure->numbers.memory_remaining = 0;
-    else
+    } else if (waits || departure->session.peer_failed || !departure->resumed) {
         progress_note(departure->progress, "QEMU gave up sending memory: what %s lacks of it is lost",
                       departure->options.peer.name);
-    departure->numbers.memory_sent = stream_bytes(departure->session.stream);
+        r = waits ? reach_waiting_guest(departure, err) : 0;
+    }
+    departure_count_memory(departure);
     departure->numbers.memory_later = departure->numbers.memory_sent - before;
     departure_show(departure);
-    return 0;
+    return r;
 }

@@ -154,6 +154,26 @@ static int receive_offer(struct departure *departure, struct offer *offer, struc
     }
 }
 
+/* When the time is over memory shall follow the guest. */
+static bool may_renew(const struct departure *departure)
+{
+    return departure->options.timeout_ms && departure->options.on_timeout == MOVE_FOLLOW;
+}
+
+/* What the user relies on is refused at once, not at the timeout. */
+static int check_renewable(struct departure *departure, const struct offer *offer, struct err *err)
+{
+    const json_t *memory = json_object_get(offer->prepared, "memory");
+    if (!may_renew(departure) || json_bool(memory, "anew", false))
+        return 0;
+    const char *why = json_str(memory, "why", "its Orai is too old");
+    err_set(err, ENOTSUP, "--on-timeout postcopy is not possible on %s: %s", departure->options.peer.name,
+            why);
+    err_where(err, departure->options.peer.name, "prepare");
+    return err_hint(err, "%s",
+                    json_str(memory, "hint", "upgrade Orai there, or choose another --on-timeout"));
+}
+
 static int send_prepare(struct departure *departure, const struct travelling_file files[2], struct err *err)
 {
     uint64_t full = 0;
@@ -176,8 +196,11 @@ static int send_prepare(struct departure *departure, const struct travelling_fil
             return r;
         json_object_set_new(prepare, "firmware_bytes", json_integer((json_int_t)firmware));
     }
-    json_object_set_new(prepare, "compare_memory", json_boolean(departure_emulated(departure)));
+    json_object_set_new(prepare, "compare_memory",
+                        json_boolean(departure_emulated(departure) || departure->options.verify_memory));
     json_object_set_new(prepare, "memory_later", json_boolean(departure->memory_later));
+    json_object_set_new(prepare, "memory_anew", json_boolean(may_renew(departure)));
+    json_object_set_new(prepare, "faults", json_true());
     return link_send_json(departure->session.control, FRAME_PREPARE, prepare, err);
 }
 
@@ -330,6 +353,25 @@ static int choose_donors(struct departure *departure, const struct offer *offer,
     return r;
 }
 
+/* The seed of the hashes, if the memory that the guest had when it was last there can be used; NULL: it goes
+ * whole. */
+static json_t *choose_checkpoint(struct departure *departure, const struct offer *offer)
+{
+    struct err err = ERR_NONE;
+    const struct id random = id_random(); /* more than is needed */
+    char text[2 * KNOWN_SEED + 1];
+    const json_t *memory = json_object_get(offer->prepared, "memory");
+    departure->packs = json_bool(memory, "packed", false);
+    departure->packs_later = json_bool(memory, "packed_later", false);
+    bool packs = departure->memory_later ? departure->packs_later : departure->packs;
+    if (!packs || !json_bool(memory, "checkpoint", false) || departure->options.dry_run)
+        return NULL;
+    if (departure_new_known(departure, random.bytes, &err) == 0)
+        return json_string(hex_format(random.bytes, KNOWN_SEED, text));
+    log_warning("memory goes whole: %s", err.text);
+    return NULL;
+}
+
 /* Chooses and announces all bases, with the claims that the copies there may make from now on. */
 static int send_bases(struct departure *departure, const struct offer *offer,
                       struct lineage_base bases[VM_MAX_DISKS], struct err *err)
@@ -354,8 +396,9 @@ static int send_bases(struct departure *departure, const struct offer *offer,
     if (departure->split && departure_new_lender(departure, err) < 0)
         return -err->code;
     _cleanup_json_ json_t *message = json_pack(
-        "{s:O, s:I, s:b, s:b, s:o*}", "disks", list, "epoch", (json_int_t)departure->next_epoch, "split",
-        departure->split, "fetch", departure->split && departure->options.mode != MOVE_AUTO, "key", key);
+        "{s:O, s:I, s:b, s:b, s:o*, s:o*}", "disks", list, "epoch", (json_int_t)departure->next_epoch,
+        "split", departure->split, "fetch", departure->split && departure->options.mode != MOVE_AUTO, "key",
+        key, "memory_seed", choose_checkpoint(departure, offer));
     r = link_send_json(departure->session.control, FRAME_BASE, message, err);
     for (size_t i = 0; r == 0 && !departure->options.dry_run && i < departure_disks(departure); i++)
         if (!bases[i].forked)
@@ -381,10 +424,8 @@ static int wait_opened(struct departure *departure, struct err *err)
                                                clock_now() + MOVE_OPEN_MS * NSEC_PER_MSEC, NULL, err);
 }
 
-/* What memory that follows can have ready, so that the pause is short. A limited bandwidth is not spent on
- * it.
- */
-static int before_memory(struct departure *departure, struct err *err)
+/* A limited bandwidth is not spent on it. */
+int departure_before_memory(struct departure *departure, struct err *err)
 {
     int r = departure->options.bandwidth ? 0 : departure_warm(departure, err);
     qemu_early_devices(machine_qemu(departure->machine), machine_config(departure->machine),
@@ -400,6 +441,8 @@ static int prepare(struct departure *departure, const struct travelling_file fil
         r = receive_offer(departure, offer, err);
     if (r < 0)
         return r;
+    if ((r = check_renewable(departure, offer, err)) < 0)
+        return r;
     struct lineage_base bases[VM_MAX_DISKS] = {0};
     choose_epoch(departure, offer);
     r = send_bases(departure, offer, bases, err);
@@ -410,7 +453,7 @@ static int prepare(struct departure *departure, const struct travelling_file fil
     if (r == 0 && !departure->options.dry_run)
         r = departure_wait_greeted(departure, err);
     if (r == 0 && departure->memory_later && !departure->options.dry_run)
-        r = before_memory(departure, err);
+        r = departure_before_memory(departure, err);
     if (r == 0) {
         plan_estimate(departure);
         r = plan_measure(departure, err);

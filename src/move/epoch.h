@@ -32,8 +32,8 @@ struct epoch_record {
     bool lent;        /* COMMITTED, REPLICA: `peer` fetches blocks from here; until it has them all, only here
                          they are */
     bool borrowed;    /* ARRIVING, OWNER: `peer` lends the disks' blocks to us */
-    bool memory_away; /* ARRIVING, OWNER: some of the running guest's memory is only at `peer`, and comes
-                         through the orai-vm that wrote this */
+    bool memory_away; /* ARRIVING, OWNER: some of the running guest's memory is only at `peer`; COMMITTED:
+                         some of the peer's is only here, in QEMU */
     bool forked;      /* OWNER by a human's decision to run an old copy */
     uint64_t refused; /* 0 = none */
     uint64_t was;     /* ARRIVING: the epoch that this copy holds should nothing come of it */

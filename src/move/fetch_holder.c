@@ -175,7 +175,7 @@ int holder_connect(struct fetch_holder *holder, int index, json_t **ret, struct 
     int64_t deadline = clock_now() + CONNECT_NS;
     char id[ID_TEXT_SIZE], server_name[ID_TEXT_SIZE + 8];
     struct tls *tls;
-    struct link *link;
+    struct link *link = NULL, **slot = index == FETCH_URGENT ? &holder->session.control : &link;
     snprintf(server_name, sizeof server_name, "%s.orai", id_format(&options->vm, id));
     int r = tls_connect(options->host->identity, peer->address, peer->port, server_name, &peer->fingerprint,
                         deadline, &tls, err);
@@ -184,13 +184,12 @@ int holder_connect(struct fetch_holder *holder, int index, json_t **ret, struct 
     struct link_options link_options = {
         .vm = options->vm, .epoch = options->epoch, .heartbeat = true, .stall_ms = MOVE_STALL_MS};
     struct link_handler handler = {.frame = on_frame, .closed = on_closed, .arg = holder};
-    if ((r = link_start(tls, &link_options, &handler, &link, err)) < 0)
-        return r;
     holder->coming[index] = 0;
-    if (index == FETCH_URGENT)
-        holder->session.control = link;
-    else
+    if ((r = link_start(tls, &link_options, &handler, slot, err)) < 0)
+        return r;
+    if (link)
         session_add_data(&holder->session, link);
+    link = *slot;
     _cleanup_json_ json_t *answer = NULL,
                           *hello =
                               json_pack("{s:i, s:s, s:i, s:s, s:s}", "protocol", MOVE_PROTOCOL_VERSION,

@@ -4,21 +4,17 @@
 #include "base/clock.h"
 #include "base/macro.h"
 #include "disk/split.h"
+#include "move/fetch_path.h"
 
 #include <errno.h>
 #include <string.h>
 
 #define MAX_UNDER_WAY 512
 #define MAX_UNDER_WAY_TO_ONE 256
-#define WINDOW_MIN (128 * KiB)
-#define WINDOW_MAX (16 * MiB)
-#define QUEUE_NS (2 * NSEC_PER_MSEC)        /* what the rest may add to the way of what somebody waits for */
 #define STREAMS 8                           /* places where the guest reads on and on, per disk */
 #define AHEAD_MIN 32U                       /* blocks, doubled at each step */
 #define AHEAD_MAX 256U                      /* 1 MiB */
 #define REST_ANYWAY_NS (50 * NSEC_PER_MSEC) /* however much is demanded, the rest moves on */
-#define RATE_NS (200 * NSEC_PER_MSEC)       /* over which the rate is measured */
-#define SHORTEST_NS (10 * NSEC_PER_SEC)     /* how long the shortest answer counts */
 #define DEMAND_WEIGHT 0.1
 
 struct range {
@@ -59,10 +55,7 @@ struct holder {
     uint64_t rest_bytes; /* under way that nobody waits for, at most */
     int64_t rest_sent;   /* when the newest of those was */
     int64_t answered[2]; /* when it last answered what nobody waits for, and what is urgent */
-
-    double best_rate; /* bytes per second */
-    int64_t shortest, shortest_at, measured_at;
-    uint64_t measured_bytes, rate;
+    struct fetch_path path;
 };
 
 struct demand {
@@ -177,7 +170,7 @@ static bool is_quickest(const struct fetch_order *order, unsigned holder, size_t
     unsigned chosen = holder;
     for (unsigned i = 0; i < FETCH_MAX_HOLDERS; i++) {
         const struct holder *other = &order->holders[i];
-        int64_t takes = other->shortest ? other->shortest : INT64_MAX - 1;
+        int64_t takes = other->path.shortest ? other->path.shortest : INT64_MAX - 1;
         if (other->joined && other->urgent_count < FETCH_URGENT_MAX && takes < best &&
             has(order, i, disk, block)) {
             best = takes;
@@ -400,12 +393,6 @@ static bool next_rest(struct fetch_order *order, unsigned holder, struct wire_fe
     return false;
 }
 
-static uint64_t window(const struct holder *holder)
-{
-    double seconds = (double)(holder->shortest + QUEUE_NS) / NSEC_PER_SEC;
-    return MIN(MAX((uint64_t)(holder->best_rate * seconds), WINDOW_MIN), WINDOW_MAX);
-}
-
 bool fetch_order_next(struct fetch_order *order, unsigned holder, int64_t now, struct wire_fetch *ret,
                       bool *ret_urgent, int64_t *ret_again)
 {
@@ -419,7 +406,7 @@ bool fetch_order_next(struct fetch_order *order, unsigned holder, int64_t now, s
         note(order, holder, ret, true, now);
         return true;
     }
-    if (asked->rest_bytes >= window(asked))
+    if (asked->rest_bytes >= fetch_path_window(&asked->path))
         return false;
     if (asked->urgent_count && now - asked->rest_sent < REST_ANYWAY_NS) {
         *ret_again = asked->rest_sent + REST_ANYWAY_NS;
@@ -433,25 +420,6 @@ bool fetch_order_next(struct fetch_order *order, unsigned holder, int64_t now, s
 
 /* --- what was answered -----------------------------------------------------------------------------------
  */
-
-static void measure(struct holder *holder, uint64_t bytes, int64_t took, int64_t now)
-{
-    if (holder->shortest == 0 || took < holder->shortest || now - holder->shortest_at > SHORTEST_NS) {
-        holder->shortest = MAX(took, INT64_C(1));
-        holder->shortest_at = now;
-    }
-    holder->measured_bytes += bytes;
-    if (holder->measured_at == 0)
-        holder->measured_at = now - took;
-    int64_t span = now - holder->measured_at;
-    if (span < RATE_NS)
-        return;
-    double rate = (double)holder->measured_bytes * NSEC_PER_SEC / (double)span;
-    holder->best_rate = MAX(rate, holder->best_rate * 0.9);
-    holder->rate = (uint64_t)rate;
-    holder->measured_bytes = 0;
-    holder->measured_at = now;
-}
 
 bool fetch_order_expects(const struct fetch_order *order, unsigned holder, size_t disk,
                          const struct disk_run *run)
@@ -496,7 +464,7 @@ bool fetch_order_answered(struct fetch_order *order, unsigned holder, const stru
                 ? seconds
                 : numbers->demand_seconds * (1 - DEMAND_WEIGHT) + seconds * DEMAND_WEIGHT;
     }
-    measure(&order->holders[holder], bytes, now - done.sent, now);
+    fetch_path_answered(&order->holders[holder].path, bytes, now - done.sent, now);
     return true;
 }
 
@@ -523,12 +491,12 @@ void fetch_order_numbers(const struct fetch_order *order, struct fetch_order_num
 {
     *ret = order->numbers;
     for (unsigned i = 0; i < FETCH_MAX_HOLDERS; i++)
-        ret->rate += order->holders[i].rate;
+        ret->rate += order->holders[i].path.rate;
 }
 
 uint64_t fetch_order_rate(const struct fetch_order *order, unsigned holder)
 {
-    return order->holders[holder].rate;
+    return order->holders[holder].path.rate;
 }
 
 /* --- holders ---------------------------------------------------------------------------------------------

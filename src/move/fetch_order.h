@@ -8,10 +8,8 @@
  * share. What somebody waits for goes to the holder that answers soonest, the rest to whoever has
  * room for it; the lender leaves what others have too for the end.
  *
- * How much: what nobody waits for keeps one bandwidth-delay product under way to each holder, measured as the
- * best rate and the shortest answer of late, and two milliseconds' worth more, so that the path is full and
- * its queue is short (the idea of BBR: Cardwell et al., "BBR: Congestion-Based Congestion Control", ACM Queue
- * 14/5, 2016).
+ * How much: a number of requests that somebody waits for, and of the others as much as the path to the holder
+ * takes (fetch_path.h).
  */
 #pragma once
 

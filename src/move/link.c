@@ -5,6 +5,8 @@
 #include "base/macro.h"
 
 #include <errno.h>
+#include <netinet/in.h>
+#include <netinet/tcp.h>
 #include <poll.h>
 #include <pthread.h>
 #include <string.h>
@@ -189,6 +191,16 @@ void link_set_epoch(struct link *link, uint64_t epoch)
 {
     pthread_mutex_lock(&link->lock);
     link->epoch = epoch;
+    pthread_mutex_unlock(&link->lock);
+}
+
+void link_make_prompt(struct link *link, size_t bytes)
+{
+    const int most = (int)bytes;
+    setsockopt(tls_socket(link->tls), IPPROTO_TCP, TCP_NOTSENT_LOWAT, &most, sizeof most);
+    pthread_mutex_lock(&link->lock);
+    link->options.queue_bytes = bytes;
+    pthread_cond_broadcast(&link->room);
     pthread_mutex_unlock(&link->lock);
 }
 
@@ -435,12 +447,14 @@ int link_start(struct tls *tls, const struct link_options *options, const struct
         tls_close(tls);
         return err_set(err, ENOMEM, "out of memory");
     }
+    struct link *before = *ret;
+    *ret = link; /* the callbacks may compare it with theirs */
     int r = !link->in || link->wake < 0 ? ENOMEM : pthread_create(&link->thread, NULL, link_run, link);
     if (r != 0) {
+        *ret = before;
         link_release(link);
         return err_sys(err, r, "cannot start a connection's thread");
     }
-    *ret = link;
     return 0;
 }
 

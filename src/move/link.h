@@ -41,10 +41,12 @@ struct link_options {
     size_t queue_bytes; /* link_send waits above this; 0 = 1 MiB */
 };
 
-/* Owns `tls` from here on, on failure too. */
+/* Owns `tls` from here on, on failure too. *ret is there before the first callback. */
 int link_start(struct tls *tls, const struct link_options *options, const struct link_handler *handler,
                struct link **ret, struct err *err);
 void link_set_epoch(struct link *link, uint64_t epoch);
+/* As link_options' queue_bytes, from here on, and as far as it goes for the kernel's queue too. */
+void link_make_prompt(struct link *link, size_t bytes);
 /* Queues one frame: `head` (may be NULL) and `body` (may be NULL) one after the other are its payload; both
  * are copied. */
 int link_send(struct link *link, enum frame_type type, const void *head, size_t head_size, const void *body,

@@ -44,22 +44,29 @@ enum move_mode { MOVE_PRECOPY, MOVE_POSTCOPY, MOVE_HYBRID, MOVE_AUTO };
 const char *move_mode_name(enum move_mode mode);
 int move_mode_parse(const char *name, enum move_mode *ret);
 
+/* What happens when --timeout is over. MOVE_FOLLOW ("postcopy"): memory follows the guest. */
+enum move_on_timeout { MOVE_CANCEL, MOVE_PAUSE, MOVE_FOLLOW };
+int move_on_timeout_parse(const char *name, enum move_on_timeout *ret);
+
 struct move_options {
     struct id move; /* random id of this try */
     struct move_peer peer;
     enum move_mode mode;
     bool memory_later; /* memory goes over after the switch, where both QEMUs can */
     bool dry_run;
+    bool verify_memory; /* all of memory is compared before the guest goes on; what differs is an error */
     bool compare;       /* no copy there is trusted: all are compared, and what differs is sent */
     uint64_t bandwidth; /* bytes per second on the wire, 0 = unlimited */
     uint64_t max_blackout_ms;
-    uint64_t timeout_ms;   /* 0 = none */
-    bool pause_on_timeout; /* else cancel */
-    unsigned connections;  /* data connections, 1 to 8 */
+    uint64_t timeout_ms; /* 0 = none */
+    enum move_on_timeout on_timeout;
+    unsigned throttle;    /* percent by which QEMU may slow the guest's CPUs down; 0 = not at all */
+    unsigned connections; /* data connections, 1 to 8 */
 };
 
 /* {"peer":{"name","address","port","fingerprint"},"move":ID,"dry_run":..,"bandwidth":..,"max_blackout_ms":..,
- *  "timeout_ms":..,"on_timeout":"cancel"|"pause","connections":..,"mode":..,"memory":"precopy"|"postcopy","compare":..}
+ *  "timeout_ms":..,"on_timeout":"cancel"|"pause"|"postcopy","connections":..,"mode":..,"memory":"precopy"|"postcopy","compare":..,
+ *  "throttle":..,"verify_memory":..}
  */
 int move_options_from_json(const json_t *json, struct move_options *ret, struct err *err);
 
@@ -85,6 +92,9 @@ int departure_connection(struct departure *departure, int socket, struct err *er
 /* After MOVE_MOVED: who lends the disks, which stay open; NULL: nothing is lent, and they are closed. */
 struct lender;
 struct lender *departure_take_lender(struct departure *departure);
+/* The RAM of the guest that has left, for a checkpoint (memory/checkpoint.h); -1: there is none. The caller
+ * closes it. */
+int departure_take_ram(struct departure *departure);
 void departure_free(struct departure *departure); /* joins the thread: only when the outcome is known */
 
 /* --- destination --- */
@@ -97,6 +107,11 @@ int arrival_start(const struct move_host *host, const struct move_peer *source, 
  * source. When that QEMU is gone too it durably refuses. */
 int arrival_resume(const struct move_host *host, const struct vm_config *config, struct epoch *epoch,
                    struct arrival **ret, struct err *err);
+/* After a crash of orai-vm while the guest runs here and some of its memory is still away (epoch role OWNER,
+ * `memory_away`): goes on taking it. *machine (its disks open; machine_adopt_waiting) is the arrival's, and
+ * NULL, if it succeeds. */
+int arrival_resume_following(const struct move_host *host, struct machine **machine, struct epoch *epoch,
+                             struct arrival **ret, struct err *err);
 /* Answers a source that asks about a commit when no arrival is under way any more: "running" when this host
  * took the epoch (or a later one), "refused" when the record says so. On a thread of its own, for a few
  * seconds. Owns `socket`. */
@@ -110,6 +125,8 @@ enum move_outcome arrival_outcome(const struct arrival *arrival);
 json_t *arrival_status(const struct arrival *arrival);
 /* Every event of the machine's QEMU goes here while the arrival lives; QMP reader thread. */
 void arrival_qemu_event(struct arrival *arrival, const char *event, const json_t *data);
+/* Its QEMU is ended because it will use another one. Any thread. */
+bool arrival_is_renewing(const struct arrival *arrival);
 /* Ends a guest that runs here already while its memory still comes. -EBUSY before that. */
 int arrival_kill(struct arrival *arrival, struct err *err);
 /* This host owns the guest, though some of its memory may still come. */

@@ -10,10 +10,12 @@
 #include "base/clock.h"
 #include "base/json.h"
 #include "base/macro.h"
+#include "base/size.h"
 #include "move/departure.h"
 
 #include <errno.h>
 #include <math.h>
+#include <stdarg.h>
 #include <string.h>
 
 #define PROBE_CHUNK (64U << 10)
@@ -24,6 +26,7 @@
 #define SAMPLE_PAGES 2048U
 #define PAGE 4096U
 #define DIRTY_SECONDS 1
+#define MOST_DIRTY_SAMPLE UINT64_C(4096) /* pages per GiB: QEMU 7.2 takes no more */
 
 /* Rates of this program and of QEMU, on one core of an ordinary machine, for when the link is faster than
  * they are. */
@@ -33,6 +36,7 @@
 #define START_SECONDS 0.25 /* what a dry run leaves out: kernel and initrd, QEMU's start, connections */
 #define ROUNDS_SECONDS 0.3 /* sealing generations, making rounds durable, the switch */
 #define FIXED_BLACKOUT_MS 45
+#define MOST_DIRTY 0.95    /* of the link's rate; passes over memory that gain less are hopeless */
 #define COMPARE_RATE (6e9) /* an emulated guest's memory, while it stands still: all of it is hashed */
 
 /* --- the link ------------------------------------------------------------------------------------------- */
@@ -124,15 +128,17 @@ int plan_measure(struct departure *departure, struct err *err)
 
 /* --- memory --------------------------------------------------------------------------------------------- */
 
-static bool page_is_zero(int fd, off_t offset)
+/* It is not zero, nor in the destination's checkpoint as far as that is known. */
+static bool is_sent(const struct departure *departure, int fd, off_t offset)
 {
-    uint64_t page[PAGE / sizeof(uint64_t)];
-    if (pread(fd, page, sizeof page, offset) != (ssize_t)sizeof page)
-        return true;
-    return page[0] == 0 && memcmp(page, page + 1, sizeof page - sizeof *page) == 0;
+    uint64_t page[PAGE / sizeof(uint64_t)], found;
+    if (pread(fd, page, sizeof page, offset) != (ssize_t)sizeof page ||
+        (page[0] == 0 && memcmp(page, page + 1, sizeof page - sizeof *page) == 0))
+        return false;
+    return !departure->known || !known_find(departure->known, page, (uint64_t)offset / PAGE, &found);
 }
 
-/* Bytes of RAM that are not zero: allocated extents of the memfd, and of those the share in an even sample.
+/* Bytes of RAM that will go over: allocated extents of the memfd, and of those the share in an even sample.
  */
 static uint64_t used_memory(struct departure *departure)
 {
@@ -149,7 +155,7 @@ static uint64_t used_memory(struct departure *departure)
         allocated += (uint64_t)(end - at);
         for (off_t page = (at + step - 1) / step * step; page < end; page += step) {
             looked++;
-            used += page_is_zero(fd, page) ? 0 : 1;
+            used += is_sent(departure, fd, page);
         }
     }
     return looked ? allocated / looked * used : allocated;
@@ -179,9 +185,12 @@ static void wait_dirty_rate(struct departure *departure)
 
 void plan_begin(struct departure *departure)
 {
+    /* QEMU's own choice of sample, 512 pages per GiB, says little about a guest with few of them. */
+    uint64_t memory = machine_config(departure->machine)->memory, most = MOST_DIRTY_SAMPLE;
+    uint64_t sample = MIN(MAX(most * GiB / MAX(memory, UINT64_C(1)), UINT64_C(512)), most);
     qmp_execute(qemu_qmp(machine_qemu(departure->machine)), "calc-dirty-rate",
-                json_pack("{s:i}", "calc-time", DIRTY_SECONDS), 2000, NULL,
-                NULL); /* without an answer the dirty rate counts as 0 */
+                json_pack("{s:i, s:I}", "calc-time", DIRTY_SECONDS, "sample-pages", (json_int_t)sample), 2000,
+                NULL, NULL); /* without an answer the dirty rate counts as 0 */
 }
 
 /* --- the model ------------------------------------------------------------------------------------------ */
@@ -189,7 +198,7 @@ void plan_begin(struct departure *departure)
 /* Bytes that pre-copy sends for `volume`, and the seconds that takes. */
 static double precopy_seconds(double volume, double rate, double dirty, double *ret_bytes)
 {
-    double gain = MAX(rate - dirty, rate / 20); /* what does not converge is given up after a while */
+    double gain = MAX(rate - dirty, rate * (1 - MOST_DIRTY)); /* what does not converge has no end */
     *ret_bytes = volume * rate / gain;
     return volume / gain;
 }
@@ -204,12 +213,78 @@ static double busy_factor(void)
     return sqrt((load + 1) / cores);
 }
 
+/* What becomes of a move that does not converge. */
+static const char *outlook(const struct departure *departure)
+{
+    static const char *const at_timeout[] = {
+        [MOVE_CANCEL] = "at its --timeout it is given up, unless --on-timeout says postcopy or pause",
+        [MOVE_PAUSE] = "at its --timeout the guest stands still for the rest",
+        [MOVE_FOLLOW] = "at its --timeout memory follows the guest"};
+    static const char *const without[] = {
+        "--memory postcopy moves it all the same, or --timeout with --on-timeout postcopy or pause; "
+        "--throttle "
+        "slows it down",
+        "--memory postcopy moves it all the same, or --timeout with --on-timeout postcopy or pause"};
+    return departure->options.timeout_ms ? at_timeout[departure->options.on_timeout]
+                                         : without[departure->options.throttle > 0];
+}
+
+void plan_obstacle(struct departure *departure, const char *format, ...)
+{
+    char text[512];
+    va_list args;
+    va_start(args, format);
+    vsnprintf(departure->obstacle, sizeof departure->obstacle, format, args);
+    va_end(args);
+    snprintf(text, sizeof text, "%s; %s", departure->obstacle, outlook(departure));
+    progress_obstacle(departure->progress, departure->obstacle[0] ? text : NULL);
+}
+
+/* A guest that writes faster than the link carries: it goes as far as the user allowed for that. */
+static void model_not_converging(struct departure *departure, double rate)
+{
+    char dirty[SIZE_TEXT], link[SIZE_TEXT], slowed[64] = "";
+    struct prediction *prediction = &departure->prediction;
+    double timeout = (double)departure->options.timeout_ms / 1000,
+           rest = (double)departure->used_memory / rate;
+    if (departure->options.throttle)
+        snprintf(slowed, sizeof slowed, " also when it is slowed down by %u %%", departure->options.throttle);
+    plan_obstacle(departure,
+                  "memory is not expected to converge%s: the guest changes %s of it, and %s can be sent",
+                  slowed, rate_format((double)departure->memory_dirty_rate, dirty), rate_format(rate, link));
+    prediction->endless = timeout == 0 || departure->options.on_timeout == MOVE_CANCEL;
+    if (prediction->endless)
+        return;
+    prediction->seconds = timeout + rest;
+    prediction->memory_bytes = (uint64_t)(timeout * rate) + departure->used_memory;
+    if (departure->options.on_timeout == MOVE_PAUSE)
+        prediction->blackout_ms += (uint64_t)(rest * 1000);
+}
+
+/* Whether passes over memory become shorter until the last one fits into the pause. */
+static bool converges(const struct departure *departure, double rate, double dirty)
+{
+    double pause = (double)departure->options.max_blackout_ms / 2 / 1000;
+    return departure->memory_later || dirty < rate * MOST_DIRTY ||
+           (double)departure->used_memory < rate * pause;
+}
+
+/* A guest that may be slowed down is so only as far as it must be. */
+static double slowed_dirty_rate(const struct departure *departure, double rate)
+{
+    double dirty = (double)departure->memory_dirty_rate,
+           least = dirty * (100 - departure->options.throttle) / 100;
+    return MIN(dirty, MAX(least, rate / 2));
+}
+
 static void model(struct departure *departure)
 {
     struct prediction *prediction = &departure->prediction;
-    double link = (double)prediction->link_rate, dirty = (double)departure->memory_dirty_rate, memory_bytes;
+    double link = (double)prediction->link_rate, memory_bytes;
     double busy = busy_factor(), memory_rate = MIN(link, MEMORY_PATH_RATE / busy);
-    double work = precopy_seconds((double)departure->used_memory, memory_rate, dirty, &memory_bytes);
+    double dirty = slowed_dirty_rate(departure, memory_rate);
+    double again = departure->memory_later ? 0 : dirty; /* a page that follows the guest goes once */
+    double work = precopy_seconds((double)departure->used_memory, memory_rate, again, &memory_bytes);
     work += (double)machine_config(departure->machine)->memory / SCAN_RATE * busy;
     work += (double)prediction->disk_bytes / MIN(link, DISK_PATH_RATE / busy);
     prediction->seconds = departure->prepared + ROUNDS_SECONDS * busy + work + 6 * prediction->rtt_ms / 1000;
@@ -221,6 +296,12 @@ static void model(struct departure *departure)
     prediction->blackout_ms = (uint64_t)((FIXED_BLACKOUT_MS + compare) * busy + 3 * prediction->rtt_ms +
                                          MIN((double)departure->options.max_blackout_ms / 2, last_pass));
     prediction->known = true;
+    prediction->dirty_rate = departure->memory_dirty_rate;
+    prediction->dirty_rate_known = departure->dirty_rate_known;
+    prediction->converges = converges(departure, memory_rate, dirty);
+    prediction->endless = false;
+    if (!prediction->converges)
+        model_not_converging(departure, memory_rate);
     progress_predict(departure->progress, prediction);
 }
 
@@ -251,6 +332,8 @@ void plan_predict(struct departure *departure)
         departure->prepared += START_SECONDS * busy_factor();
         wait_dirty_rate(departure);
     }
+    if (departure->known && known_count(departure->known))
+        departure->used_memory = used_memory(departure);
     if (departure->prediction.link_rate)
         model(departure);
 }

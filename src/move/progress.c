@@ -20,6 +20,7 @@ struct progress {
     struct progress_numbers now;
     struct prediction prediction;
     json_t *notes;
+    char obstacle[512];
 
     /* The rate: bytes at the window's beginning. */
     int64_t window_began;
@@ -105,6 +106,13 @@ void progress_note(struct progress *progress, const char *format, ...)
     pthread_mutex_unlock(&progress->lock);
 }
 
+void progress_obstacle(struct progress *progress, const char *text)
+{
+    pthread_mutex_lock(&progress->lock);
+    snprintf(progress->obstacle, sizeof progress->obstacle, "%s", text ? text : "");
+    pthread_mutex_unlock(&progress->lock);
+}
+
 void progress_end(struct progress *progress, enum move_outcome outcome, const struct err *err)
 {
     pthread_mutex_lock(&progress->lock);
@@ -123,10 +131,13 @@ static json_t *prediction_json(const struct prediction *p)
     for (size_t i = 0; i < p->disk_count; i++)
         json_array_append_new(disks, json_pack("{s:s, s:I, s:s}", "file", p->disks[i].file, "bytes",
                                                (json_int_t)p->disks[i].bytes, "base", p->disks[i].base));
-    return json_pack("{s:f, s:I, s:I, s:I, s:I, s:f, s:o}", "seconds", p->seconds, "blackout_ms",
+    json_t *dirty = p->dirty_rate_known ? json_integer((json_int_t)p->dirty_rate) : json_null();
+    json_t *seconds = p->endless ? json_null() : json_real(p->seconds);
+    json_t *memory = p->endless ? json_null() : json_integer((json_int_t)p->memory_bytes);
+    return json_pack("{s:o, s:I, s:I, s:o, s:I, s:o, s:b, s:f, s:o}", "seconds", seconds, "blackout_ms",
                      (json_int_t)p->blackout_ms, "disk_bytes", (json_int_t)p->disk_bytes, "memory_bytes",
-                     (json_int_t)p->memory_bytes, "link_bytes_per_second", (json_int_t)p->link_rate, "rtt_ms",
-                     p->rtt_ms, "disks", disks);
+                     memory, "link_bytes_per_second", (json_int_t)p->link_rate, "dirty_bytes_per_second",
+                     dirty, "converges", (int)p->converges, "rtt_ms", p->rtt_ms, "disks", disks);
 }
 
 /* Milliseconds to the end of the phase at today's rate, or null. */
@@ -159,13 +170,23 @@ json_t *progress_json(struct progress *progress, const char *role)
                   (json_int_t)n->disk_later, "found_bytes", (json_int_t)n->disk_found, "base", n->disk_base));
     json_object_set_new(
         json, "memory",
-        json_pack("{s:I, s:I, s:I, s:I, s:I}", "total_bytes", (json_int_t)n->memory_total, "sent_bytes",
-                  (json_int_t)n->memory_sent, "remaining_bytes", (json_int_t)n->memory_remaining, "iteration",
-                  (json_int_t)n->memory_iterations, "later_bytes", (json_int_t)n->memory_later));
+        json_pack("{s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:f, s:f}", "total_bytes",
+                  (json_int_t)n->memory_total, "sent_bytes", (json_int_t)n->memory_sent, "remaining_bytes",
+                  (json_int_t)n->memory_remaining, "iteration", (json_int_t)n->memory_iterations,
+                  "later_bytes", (json_int_t)n->memory_later, "found_bytes", (json_int_t)n->memory_found,
+                  "zero_bytes", (json_int_t)n->memory_zero, "saved_bytes", (json_int_t)n->memory_saved,
+                  "verified_bytes", (json_int_t)n->memory_verified, "faults", (json_int_t)n->faults.count,
+                  "fault_ms", (double)n->faults.median_usec / 1000, "fault_p99_ms",
+                  (double)n->faults.p99_usec / 1000));
     json_object_set_new(json, "rate", json_integer((json_int_t)progress->rate));
     json_object_set_new(json, "dirty_rate", json_integer((json_int_t)n->dirty_rate));
     json_object_set_new(json, "eta_ms", eta_json(progress));
     json_object_set_new(json, "converging", json_boolean(n->converging));
+    json_object_set_new(json, "obstacle",
+                        progress->obstacle[0] ? json_string(progress->obstacle) : json_null());
+    json_object_set_new(json, "throttle",
+                        json_integer(progress->ended ? 0 : n->throttle)); /* QEMU has let go of them */
+    json_object_set_new(json, "throttle_most", json_integer(n->throttle_most));
     json_object_set_new(json, "elapsed_ms", json_integer((end - progress->started) / NSEC_PER_MSEC));
     json_object_set_new(json, "blackout_ms", n->blackout_ms < 0 ? json_null() : json_integer(n->blackout_ms));
     json_object_set_new(json, "running_ms", n->running_ms < 0 ? json_null() : json_integer(n->running_ms));

@@ -36,6 +36,11 @@ void session_hurry(void)
     setpriority(PRIO_PROCESS, (id_t)gettid(), -10); /* without the right to do so it is only slower */
 }
 
+void session_rest(void)
+{
+    setpriority(PRIO_PROCESS, (id_t)gettid(), 0);
+}
+
 static struct mail *take_first(struct session *session)
 {
     struct mail *mail = session->first;
@@ -58,11 +63,40 @@ void session_stop(struct session *session)
     session_stop_data(session);
 }
 
+bool session_set_control(struct session *session, struct link *link)
+{
+    pthread_mutex_lock(&session->lock);
+    bool first = !session->control;
+    if (first)
+        session->control = link;
+    pthread_mutex_unlock(&session->lock);
+    return first;
+}
+
 void session_add_data(struct session *session, struct link *link)
 {
     pthread_mutex_lock(&session->lock);
     session->data[session->data_count++] = link;
     pthread_mutex_unlock(&session->lock);
+}
+
+int session_data_index(struct session *session, const struct link *link)
+{
+    int index = -1;
+    pthread_mutex_lock(&session->lock);
+    for (unsigned i = 0; i < session->data_count; i++)
+        if (session->data[i] == link)
+            index = (int)i;
+    pthread_mutex_unlock(&session->lock);
+    return index;
+}
+
+bool session_has(struct session *session, const struct link *link)
+{
+    pthread_mutex_lock(&session->lock);
+    bool control = session->control == link;
+    pthread_mutex_unlock(&session->lock);
+    return control || session_data_index(session, link) >= 0;
 }
 
 void session_stop_data(struct session *session)
@@ -89,11 +123,12 @@ void session_reset(struct session *session)
     pthread_mutex_unlock(&session->lock);
     for (unsigned i = 0; i < count; i++)
         link_free(data[i]);
-    link_free(TAKE_PTR(session->control));
+    link_free(session->control);
     stream_detach(session->stream);
     if (!stream_is_lasting(session->stream))
         stream_free(TAKE_PTR(session->stream));
     pthread_mutex_lock(&session->lock);
+    session->control = NULL;
     for (struct mail *mail; (mail = take_first(session));)
         free(mail);
     session->lost = ERR_NONE;

@@ -42,7 +42,7 @@ struct session {
     bool peer_failed;  /* `lost` is the peer's own error: it has rolled back by itself */
     int64_t lost_at;   /* clock_now() of that */
     bool stopping;     /* between session_stop and the end of its links */
-    bool cancelled, cancel_heard;
+    bool cancelled;
     bool woken;   /* since the walker's last nap */
     bool decided; /* the commit: a cancel changes nothing any more */
     struct link *control;
@@ -59,14 +59,22 @@ void session_done(struct session *session);
 /* The calling thread, and those that it makes, run before others from here on: on a busy host a move must not
  * wait for the guest that it moves. */
 void session_hurry(void);
+/* The opposite, before it makes what shall run as others do. */
+void session_rest(void);
 /* Stops all links without joining them: whoever waits inside link_send comes back. Before stream_interrupt.
  */
 void session_stop(struct session *session);
 /* The same for the data links only: the peer has failed, and reads no more of what waits there. Any thread.
  */
 void session_stop_data(struct session *session);
+/* The control link, if there is none yet. */
+bool session_set_control(struct session *session, struct link *link);
 /* One more data link, at most MOVE_MAX_CONNECTIONS. */
 void session_add_data(struct session *session, struct link *link);
+/* Which of the data links it is; -1: none. */
+int session_data_index(struct session *session, const struct link *link);
+/* The link is one of its own: none that another has, or nobody yet. */
+bool session_has(struct session *session, const struct link *link);
 /* Drops links and mail of a broken connection, so that another may be made (after the commit). A stream that
  * lasts is kept. */
 void session_reset(struct session *session);

@@ -39,7 +39,8 @@ void events_from_qemu(void *arg, const char *event, const json_t *data)
 {
     struct events *events = &((struct vm *)arg)->events;
     pthread_mutex_lock(&events->mutex);
-    note(&events->news, event, data);
+    if (!events->arrival || !arrival_is_renewing(events->arrival))
+        note(&events->news, event, data);
     if (events->departure)
         departure_qemu_event(events->departure, event, data);
     if (events->arrival)

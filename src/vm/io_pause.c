@@ -72,5 +72,5 @@ void vm_check_io_pause(struct vm *vm, int64_t now)
     log_info("%s goes on: what it waited for has come", vm->config.name);
     if (qemu_cont(machine_qemu(vm->machine), &err) < 0)
         log_warning("%s", err.text);
-    vm_refresh(vm);
+    vm_look(vm);
 }

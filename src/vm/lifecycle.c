@@ -16,6 +16,8 @@
 #include "base/macro.h"
 #include "base/pid.h"
 #include "disk/split.h"
+#include "memory/checkpoint.h"
+#include "move/take_back.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -93,7 +95,7 @@ bool vm_wants_paused(const struct vm *vm)
     return access(path, F_OK) == 0;
 }
 
-void vm_refresh(struct vm *vm)
+void vm_look(struct vm *vm)
 {
     char status[32];
     struct err err = ERR_NONE;
@@ -141,7 +143,7 @@ void vm_take_news(struct vm *vm)
     if (news.io_error[0])
         vm_io_stopped(vm, &news);
     if (news.stopped || news.resumed)
-        vm_refresh(vm);
+        vm_look(vm);
 }
 
 /* --- start -------------------------------------------------------------------------------------------------
@@ -263,8 +265,10 @@ static int boot(struct vm *vm, struct err *err)
         machine_stop(vm->machine, 0, NULL);
     if (r < 0)
         vm_end_split(vm);
-    if (r == 0)
-        vm_refresh(vm);
+    if (r == 0) {
+        checkpoint_remove(vm->options.vm_dir); /* of memory that nothing will have in common with it */
+        vm_look(vm);
+    }
     return r;
 }
 
@@ -280,7 +284,9 @@ static int forget_memory(struct vm *vm, struct err *err)
 
 int vm_start(struct vm *vm, struct err *err)
 {
-    int r = check_not_running(vm, err);
+    int r = machine_end_leftover(vm->options.run_dir, err);
+    if (r == 0)
+        r = check_not_running(vm, err);
     if (r == 0)
         r = check_role(vm, err);
     if (r == 0)
@@ -312,8 +318,8 @@ static int end_leftover(struct vm *vm, struct err *err)
     return 0;
 }
 
-/* What orai-vm carried between the two QEMUs died with it, and neither has the whole guest any more. Its main
- * thread may wait for a page for ever, so QEMU is not asked. */
+/* Some of the guest's memory is on another host, and cannot come any more. Its main thread may wait for a
+ * page for ever, so QEMU is not asked. */
 static int lose_memory(struct vm *vm, struct err *err)
 {
     int r = end_leftover(vm, err);
@@ -326,8 +332,20 @@ static int lose_memory(struct vm *vm, struct err *err)
     return err_hint(err, "start it again with: orai start %s", vm->config.name);
 }
 
-/* A migration that was under way when our predecessor died before the commit: the guest goes on here. Not so
- * in post-copy, as above. */
+/* Some of the guest's memory is still on another host, and comes through the next orai-vm as well. */
+static int follow_memory(struct vm *vm, struct err *err)
+{
+    struct err why = ERR_NONE;
+    int r = claim_disks(vm, err);
+    if (r < 0)
+        return r;
+    if (vm_arrival_follow(vm, &why) == 0)
+        return 0;
+    log_error("the memory that is still on %s cannot come: %s", epoch_get(vm->epoch)->peer.name, why.text);
+    return lose_memory(vm, err);
+}
+
+/* A migration that was under way when our predecessor died before the commit: the guest goes on here. */
 static int end_migration(struct vm *vm, struct err *err)
 {
     struct qemu *qemu = machine_qemu(vm->machine);
@@ -335,8 +353,13 @@ static int end_migration(struct vm *vm, struct err *err)
     int r = qemu_migrate_query(qemu, &migration, err);
     if (r < 0)
         return r;
-    if (strncmp(migration.status, "postcopy-", 9) == 0)
+    if (strncmp(migration.status, "postcopy-", 9) == 0) {
+        struct err why = ERR_NONE;
+        if (take_back_guest(vm->machine, &vm->host.env, &why) == 0)
+            return 0;
+        log_error("QEMU's post-copy cannot be taken back: %s", why.text);
         return lose_memory(vm, err);
+    }
     if (strcmp(migration.status, "none") != 0)
         log_info("QEMU's migration is \"%s\": the guest stays here", migration.status);
     return qemu_migrate_cancel(qemu, err);
@@ -355,7 +378,7 @@ static int continue_guest(struct vm *vm, struct err *err)
             break;
         }
     if (r == 0)
-        vm_refresh(vm);
+        vm_look(vm);
     return r;
 }
 
@@ -372,7 +395,7 @@ static int resume_owner(struct vm *vm, struct err *err)
     }
     close(pidfd);
     if (epoch_get(vm->epoch)->memory_away)
-        return lose_memory(vm, err);
+        return follow_memory(vm, err);
     r = machine_new(&vm->host.env, &vm->config, &vm->machine, err);
     if (r == 0)
         r = claim_disks(vm, err);
@@ -400,7 +423,9 @@ static int abandon_arrival(struct vm *vm, struct err *err)
 int vm_resume(struct vm *vm, struct err *err)
 {
     struct epoch_record record = *epoch_get(vm->epoch);
-    int r;
+    int r = machine_end_leftover(vm->options.run_dir, err);
+    if (r < 0)
+        return r;
     switch (record.role) {
     case EPOCH_OWNER:
         return resume_owner(vm, err);

@@ -166,6 +166,8 @@ static int enter_mode(struct vm *vm, struct err *err)
         return vm_resume(vm, err);
     case MODE_SHARE:
         return vm_share(vm, err);
+    case MODE_KEEP_RAM:
+        break;
     }
     return -EINVAL;
 }
@@ -176,7 +178,7 @@ static int enter_mode(struct vm *vm, struct err *err)
 /* At most five progress events per second, and the last one always. */
 static void tell_progress(struct vm *vm, int64_t now)
 {
-    if (!vm_is_moving(vm) || !vm->events.move_changed || now < vm->next_progress)
+    if (!(vm->departure || vm->arrival) || !vm->events.move_changed || now < vm->next_progress)
         return;
     vm->events.move_changed = false;
     vm->next_progress = now + PROGRESS_NSEC;
@@ -230,7 +232,7 @@ static void check_logs(struct vm *vm, int64_t now)
 static int next_timeout(const struct vm *vm)
 {
     int64_t next = vm->next_trim;
-    if (vm->events.move_changed && vm_is_moving(vm))
+    if (vm->events.move_changed && (vm->departure || vm->arrival))
         next = MIN(next, vm->next_progress);
     if (vm->stop_deadline)
         next = MIN(next, vm->stop_deadline);
@@ -262,6 +264,7 @@ static void turn(struct vm *vm, int signals)
     int64_t now = clock_now();
     tell_progress(vm, now);
     vm_check_move(vm);
+    vm_check_refresh(vm);
     vm_check_split(vm);
     vm_take_news(vm);
     vm_check_io_pause(vm, now);
@@ -341,7 +344,13 @@ static int run(struct vm *vm)
         turn(vm, signals);
     if (vm_is_moving(vm)) {
         /* As if killed: the other side and our successor know what to do. */
-        log_info("told to let go of %s during a move", vm->config.name);
+        log_info("told to let go of %s during a move or refresh", vm->config.name);
+        _exit(EXIT_ENDED);
+    }
+    if (vm->hand_on && !vm->ended) {
+        log_info("%s: handed on to another orai-vm", vm->config.name);
+        vm_hand_on(vm);
+        remove_own_files(vm);
         _exit(EXIT_ENDED);
     }
     vm_end_split(vm);
@@ -350,6 +359,13 @@ static int run(struct vm *vm)
     machine_free(TAKE_PTR(vm->machine));
     remove_own_files(vm);
     return vm->lost_deadline ? EXIT_ERROR : EXIT_ENDED;
+}
+
+/* The VM itself is nothing to this process: another orai-vm may have it. */
+static int run_keep_ram(struct vm *vm)
+{
+    struct err err = ERR_NONE;
+    return keep_ram(&vm->options, &err) < 0 ? report(vm, &err, EXIT_ERROR) : EXIT_ENDED;
 }
 
 int main(int argc, char **argv)
@@ -368,5 +384,5 @@ int main(int argc, char **argv)
         fputs(text, stdout);
         return EXIT_ENDED;
     }
-    return run(&vm);
+    return vm.options.mode == MODE_KEEP_RAM ? run_keep_ram(&vm) : run(&vm);
 }

@@ -16,7 +16,7 @@
 
 bool vm_is_moving(const struct vm *vm)
 {
-    return vm->departure || vm->arrival;
+    return vm->departure || vm->arrival || vm->refresh;
 }
 
 int vm_need_identity(struct vm *vm, struct err *err)
@@ -38,14 +38,18 @@ static void tell_move(struct vm *vm)
 /* --- departure ---------------------------------------------------------------------------------------------
  */
 
-/* From here on the disks are the move's; they are shown as they are now. */
-static void hand_machine_over(struct vm *vm)
+void vm_hand_machine_over(struct vm *vm)
 {
     json_decref(vm->disks);
     vm->disks = vm_disks(vm);
+    vm->stop_deadline = 0;
+}
+
+static void begin(struct vm *vm)
+{
+    vm_hand_machine_over(vm);
     json_decref(vm->last_move);
     vm->last_move = NULL;
-    vm->stop_deadline = 0;
 }
 
 int vm_depart(struct vm *vm, const struct move_options *options, struct err *err)
@@ -61,7 +65,7 @@ int vm_depart(struct vm *vm, const struct move_options *options, struct err *err
     if (fingerprint_equal(tls_identity_fingerprint(vm->host.identity), &options->peer.fingerprint))
         return err_set(err, EINVAL, "%s is this host: %s is here already", options->peer.name,
                        vm->config.name);
-    hand_machine_over(vm);
+    begin(vm);
     /* QEMU's events wait until there is a departure to hear them. */
     pthread_mutex_lock(&vm->events.mutex);
     r = departure_start(&vm->host, vm->machine, vm->epoch, options, &vm->departure, err);
@@ -85,7 +89,7 @@ int vm_departure_resume(struct vm *vm, struct err *err)
     r = machine_adopt(vm->machine, events_from_qemu, vm, err);
     if (r < 0 && r != -ESRCH)
         return r;
-    hand_machine_over(vm);
+    begin(vm);
     pthread_mutex_lock(&vm->events.mutex);
     r = departure_resume(&vm->host, vm->machine, vm->epoch, &vm->departure, err);
     vm->events.departure = r == 0 ? vm->departure : NULL;
@@ -102,6 +106,7 @@ static void departure_ended(struct vm *vm, enum move_outcome outcome)
     pthread_mutex_lock(&vm->events.mutex);
     vm->events.departure = NULL;
     pthread_mutex_unlock(&vm->events.mutex);
+    int ram = outcome == MOVE_MOVED ? departure_take_ram(vm->departure) : -1;
     if (outcome == MOVE_MOVED)
         vm->lender = departure_take_lender(vm->departure);
     departure_free(TAKE_PTR(vm->departure));
@@ -113,11 +118,12 @@ static void departure_ended(struct vm *vm, enum move_outcome outcome)
             vm_lend(vm);
         else
             vm_end(vm, VM_REPLICA, "moved");
+        vm_keep_ram(vm, ram);
     } else if (outcome == MOVE_GUEST_LOST || !machine_qemu(vm->machine)) {
         snprintf(vm->reason, sizeof vm->reason, "QEMU ended during a move, before the hand-over");
         vm_end(vm, VM_CRASHED, "crashed");
     } else {
-        vm_refresh(vm);
+        vm_look(vm);
         vm_take_news(vm);
     }
 }
@@ -167,6 +173,30 @@ int vm_arrival_resume(struct vm *vm, struct err *err)
     return r;
 }
 
+int vm_arrival_follow(struct vm *vm, struct err *err)
+{
+    int r = vm_need_identity(vm, err);
+    if (r == 0)
+        r = machine_new(&vm->host.env, &vm->config, &vm->machine, err);
+    if (r == 0)
+        r = machine_open_disks(vm->machine, 0, err);
+    if (r == 0) /* QEMU may have waited for blocks when our predecessor died */
+        r = vm_start_fetch(vm, err);
+    if (r == 0)
+        r = machine_adopt_waiting(vm->machine, err);
+    if (r == 0) {
+        vm_hand_machine_over(vm);
+        r = arrival_resume_following(&vm->host, &vm->machine, vm->epoch, &vm->arrival, err);
+    }
+    if (r == 0) {
+        arrival_began(vm);
+        return 0;
+    }
+    vm_end_split(vm);
+    machine_free(TAKE_PTR(vm->machine));
+    return r;
+}
+
 /* Once the guest is ours, whatever still has to come. */
 static void tell_arrived(struct vm *vm)
 {
@@ -184,7 +214,8 @@ static void arrival_ended(struct vm *vm, enum move_outcome outcome)
     pthread_mutex_unlock(&vm->events.mutex);
     if (outcome == MOVE_MOVED) {
         vm->machine = arrival_machine(vm->arrival);
-        vm->fetch = arrival_fetch(vm->arrival);
+        if (!vm->fetch) /* else it is that of vm_arrival_follow */
+            vm->fetch = arrival_fetch(vm->arrival);
         snprintf(vm->reason, sizeof vm->reason, "%.250s", arrival_error(vm->arrival)->text);
     }
     arrival_free(TAKE_PTR(vm->arrival));
@@ -194,7 +225,7 @@ static void arrival_ended(struct vm *vm, enum move_outcome outcome)
     }
     vm->config = *machine_config(vm->machine);
     vm->has_config = true;
-    vm_refresh(vm);
+    vm_look(vm);
     vm_want_paused(vm, vm->state == VM_PAUSED);
     tell_arrived(vm);
     vm_take_news(vm);

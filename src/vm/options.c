@@ -18,6 +18,9 @@ const char options_help[] =
     "that host\n"
     "  share FINGERPRINT          lets that host fetch blocks from the old copy here, while it wants any\n"
     "  resume                     finds a QEMU that still runs, or finishes an interrupted move\n"
+    "  keep-ram VM EPOCH BYTES    writes the RAM that is descriptor 3, of a guest that has left, to a "
+    "checkpoint; "
+    "orai-vm starts it\n"
     "\n"
     "  --state-dir DIR    the host's state: key, certificate, images\n"
     "  --vm-dir DIR       the VM's folder: vm.json, disks\n"
@@ -61,16 +64,30 @@ static const struct option long_options[] = {
     {NULL, 0, NULL, 0},
 };
 
+static int parse_number(const char *text, uint64_t *ret)
+{
+    char *end;
+    errno = 0;
+    unsigned long long number = strtoull(text, &end, 10);
+    if (errno || end == text || *end || *text == '-')
+        return -EINVAL;
+    *ret = number;
+    return 0;
+}
+
 static int parse_mode(int count, char **words, struct vm_options *options, struct err *err)
 {
-    static const char *const names[] = {
-        [MODE_START] = "start", [MODE_ARRIVE] = "arrive", [MODE_RESUME] = "resume", [MODE_SHARE] = "share"};
-    static_assert(ARRAY_SIZE(names) == MODE_SHARE + 1, "a name for each mode");
+    static const char *const names[] = {[MODE_START] = "start",
+                                        [MODE_ARRIVE] = "arrive",
+                                        [MODE_RESUME] = "resume",
+                                        [MODE_SHARE] = "share",
+                                        [MODE_KEEP_RAM] = "keep-ram"};
+    static_assert(ARRAY_SIZE(names) == MODE_KEEP_RAM + 1, "a name for each mode");
     size_t mode = 0;
     while (count > 0 && mode < ARRAY_SIZE(names) && strcmp(words[0], names[mode]) != 0)
         mode++;
     if (count == 0 || mode == ARRAY_SIZE(names))
-        return err_set(err, EINVAL, "the mode must be start, arrive, share or resume");
+        return err_set(err, EINVAL, "the mode must be start, arrive, share, resume or keep-ram");
     options->mode = (enum vm_mode)mode;
     if (mode == MODE_ARRIVE || mode == MODE_SHARE) {
         if (count < 2 || count > 3 || fingerprint_parse(words[1], &options->source.fingerprint) < 0)
@@ -78,6 +95,10 @@ static int parse_mode(int count, char **words, struct vm_options *options, struc
                            words[0]);
         if (count == 3 && id_parse(words[2], &options->vm) < 0)
             return err_set(err, EINVAL, "\"%s\" is not the id of a VM: 32 hex digits", words[2]);
+    } else if (mode == MODE_KEEP_RAM) {
+        if (count != 4 || id_parse(words[1], &options->vm) < 0 ||
+            parse_number(words[2], &options->epoch) < 0 || parse_number(words[3], &options->ram_bytes) < 0)
+            return err_set(err, EINVAL, "keep-ram needs the VM's id, its epoch and the RAM's bytes");
     } else if (count > 1) {
         return err_set(err, EINVAL, "unexpected argument \"%s\"", words[1]);
     }

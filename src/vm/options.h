@@ -10,7 +10,7 @@
 
 #include <stdbool.h>
 
-enum vm_mode { MODE_START, MODE_ARRIVE, MODE_RESUME, MODE_SHARE };
+enum vm_mode { MODE_START, MODE_ARRIVE, MODE_RESUME, MODE_SHARE, MODE_KEEP_RAM };
 
 struct vm_options {
     const char *state_dir, *vm_dir, *run_dir, *host_name;
@@ -21,7 +21,9 @@ struct vm_options {
     enum vm_mode mode;
     bool fork_old_copy;      /* start */
     struct move_peer source; /* arrive, share: name is not known */
-    struct id vm;            /* arrive, share: zero when vm.json must say it */
+    struct id vm;            /* arrive, share: zero when vm.json must say it; keep-ram */
+    uint64_t epoch;          /* keep-ram: in which the VM left */
+    uint64_t ram_bytes;      /* keep-ram */
 };
 
 extern const char options_help[];

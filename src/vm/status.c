@@ -12,9 +12,10 @@
 #include <sys/stat.h>
 
 static const char *const state_names[] = {
-    [VM_STARTING] = "starting", [VM_RUNNING] = "running", [VM_PAUSED] = "paused",
-    [VM_ARRIVING] = "arriving", [VM_LEAVING] = "leaving", [VM_COMMITTED] = "committed",
-    [VM_REPLICA] = "replica",   [VM_STOPPED] = "stopped", [VM_CRASHED] = "crashed",
+    [VM_STARTING] = "starting",     [VM_RUNNING] = "running", [VM_PAUSED] = "paused",
+    [VM_ARRIVING] = "arriving",     [VM_LEAVING] = "leaving", [VM_COMMITTED] = "committed",
+    [VM_REPLICA] = "replica",       [VM_STOPPED] = "stopped", [VM_CRASHED] = "crashed",
+    [VM_REFRESHING] = "refreshing",
 };
 static_assert(ARRAY_SIZE(state_names) == VM_STATE_COUNT, "a name for each state");
 
@@ -76,12 +77,15 @@ json_t *vm_status(struct vm *vm)
     json_t *json =
         json_pack("{s:b, s:s, s:I, s:s, s:b}", "ok", 1, "state", vm_state_name(state), "epoch",
                   (json_int_t)record.epoch, "role", epoch_role_name(record.role), "forked", record.forked);
-    if (!vm_is_moving(vm) && vm->machine && machine_qemu(vm->machine))
+    if (!vm_is_moving(vm) && vm->machine && machine_qemu(vm->machine)) {
         json_object_set_new(json, "qemu_pid", json_integer(qemu_pid(machine_qemu(vm->machine))));
+        json_object_set_new(json, "ram", json_string(vm_ram_name(qemu_ram(machine_qemu(vm->machine)))));
+    }
     if (vm->reason[0])
         json_object_set_new(json, "reason", json_string(vm->reason));
     json_object_set_new(json, "disks", vm_is_moving(vm) ? json_incref(vm->disks) : vm_disks(vm));
     json_object_set_new(json, "move", vm_move_status(vm));
+    json_object_set_new(json, "refresh", vm_refresh_status(vm));
     json_object_set_new(json, "borrows", vm->fetch ? fetch_status(vm->fetch) : json_null());
     json_object_set_new(json, "lends", vm_is_moving(vm) ? json_null() : vm_lends(vm));
     json_object_set_new(json, "shares", vm_is_moving(vm) ? json_null() : vm_shares(vm));

@@ -9,6 +9,7 @@
 #include "base/macro.h"
 
 #include <errno.h>
+#include <limits.h>
 #include <string.h>
 
 enum verb {
@@ -23,6 +24,8 @@ enum verb {
     VERB_RECOVER = 1 << 8,
     VERB_RELEASE = 1 << 9,
     VERB_FETCH = 1 << 10,
+    VERB_REFRESH = 1 << 11,
+    VERB_LET_GO = 1 << 12,
     VERBS_ALWAYS = VERB_STATUS | VERB_WATCH, /* and "accept": another host asks what became of its move */
 };
 
@@ -32,12 +35,16 @@ static const struct {
     const char *hint;
 } allowed[] = {
     [VM_STARTING] = {VERBS_ALWAYS | VERB_KILL, "wait until it runs: orai status"},
-    [VM_RUNNING] = {VERBS_ALWAYS | VERB_STOP | VERB_KILL | VERB_PAUSE | VERB_MOVE | VERB_FETCH,
+    [VM_RUNNING] = {VERBS_ALWAYS | VERB_STOP | VERB_KILL | VERB_PAUSE | VERB_MOVE | VERB_FETCH |
+                        VERB_REFRESH | VERB_LET_GO,
                     "see orai status"},
-    [VM_PAUSED] = {VERBS_ALWAYS | VERB_KILL | VERB_RESUME | VERB_MOVE | VERB_FETCH, "see orai status"},
+    [VM_PAUSED] = {VERBS_ALWAYS | VERB_KILL | VERB_RESUME | VERB_MOVE | VERB_FETCH | VERB_REFRESH |
+                       VERB_LET_GO,
+                   "see orai status"},
     [VM_ARRIVING] = {VERBS_ALWAYS | VERB_KILL | VERB_CANCEL | VERB_RECOVER,
                      "wait for the move, or: orai cancel"},
     [VM_LEAVING] = {VERBS_ALWAYS | VERB_CANCEL | VERB_RECOVER, "wait for the move, or: orai cancel"},
+    [VM_REFRESHING] = {VERBS_ALWAYS, "it takes a second or two: orai status"},
     [VM_COMMITTED] = {VERBS_ALWAYS | VERB_CANCEL | VERB_RECOVER, "see what can be done: orai status"},
     [VM_REPLICA] = {VERBS_ALWAYS | VERB_RELEASE, "this host only has a copy of"},
     [VM_STOPPED] = {VERBS_ALWAYS, "start it with: orai start"},
@@ -76,7 +83,7 @@ static int do_pause(struct vm *vm, const json_t *request, struct err *err)
     int r = qemu_pause(machine_qemu(vm->machine), err);
     if (r == 0) {
         vm_want_paused(vm, true);
-        vm_refresh(vm);
+        vm_look(vm);
     }
     return r;
 }
@@ -88,7 +95,7 @@ static int do_resume(struct vm *vm, const json_t *request, struct err *err)
     if (r == 0) {
         vm_want_paused(vm, false);
         vm->reason[0] = '\0';
-        vm_refresh(vm);
+        vm_look(vm);
     }
     return r;
 }
@@ -123,6 +130,21 @@ static int do_fetch(struct vm *vm, const json_t *request, struct err *err)
     return vm_fetch_from(vm, request, err);
 }
 
+static int do_refresh(struct vm *vm, const json_t *request, struct err *err)
+{
+    const char *binary = json_str(request, "qemu", "");
+    if (!binary[0] || strlen(binary) >= PATH_MAX)
+        return err_set(err, EINVAL, "\"qemu\" must say which program is to run the guest");
+    return vm_refresh(vm, binary, json_str(request, "operation", ""), err);
+}
+
+static int do_let_go(struct vm *vm, const json_t *request, struct err *err)
+{
+    (void)request, (void)err;
+    vm->let_go = vm->hand_on = true;
+    return 0;
+}
+
 static const struct {
     const char *name;
     enum verb verb;
@@ -133,7 +155,8 @@ static const struct {
     {"pause", VERB_PAUSE, do_pause},       {"resume", VERB_RESUME, do_resume},
     {"move", VERB_MOVE, do_move},          {"cancel", VERB_CANCEL, do_cancel},
     {"recover", VERB_RECOVER, do_recover}, {"release", VERB_RELEASE, do_release},
-    {"fetch", VERB_FETCH, do_fetch},
+    {"fetch", VERB_FETCH, do_fetch},       {"refresh", VERB_REFRESH, do_refresh},
+    {"let-go", VERB_LET_GO, do_let_go},
 };
 
 static int carry_out(struct vm *vm, const json_t *request, const char *name, enum verb *ret, struct err *err)

@@ -5,7 +5,9 @@
  *   main.c        arguments, folders, lock; the loop
  *   lifecycle.c   start, resume, and every end
  *   moving.c      departures and arrivals, from their beginning to their outcome
+ *   refreshing.c  QEMU is replaced under the guest
  *   splitting.c   after a post-copy hand-over: fetching blocks, lending them
+ *   hand_on.c     another orai-vm takes over
  *   io_pause.c    the guest stands still for a disk, until it may go on
  *   events.c      what other threads tell the main thread
  *   control.c     clients of the control socket
@@ -13,7 +15,8 @@
  *   status.c      what clients are told
  *
  * Threads: everything here belongs to the main thread, except `events`. A move owns the machine and the epoch
- * record while it runs; the main thread leaves both alone until the move has an outcome.
+ * record while it runs, a refresh the machine; the main thread leaves both alone until the move has an
+ * outcome.
  */
 #pragma once
 
@@ -21,6 +24,7 @@
 #include "move/fetch.h"
 #include "move/lender.h"
 #include "move/move.h"
+#include "move/refresh.h"
 #include "vm/options.h"
 #include "vmm/machine.h"
 
@@ -34,6 +38,7 @@ enum vm_state {
     VM_PAUSED,
     VM_ARRIVING,
     VM_LEAVING,
+    VM_REFRESHING,
     VM_COMMITTED,
     VM_REPLICA,
     VM_STOPPED,
@@ -70,6 +75,7 @@ struct vm {
     struct machine *machine; /* NULL while arriving */
     struct departure *departure;
     struct arrival *arrival;
+    struct refresh *refresh;
     bool arrived; /* it was said that the guest is here */
     struct fetch
         *fetch; /* while the machine's disks lack something, or the lender has not heard that none do */
@@ -88,15 +94,18 @@ struct vm {
     int64_t io_look; /* whether it may go on: not before */
 
     enum vm_state state;
-    char reason[256];      /* why it is paused, crashed... */
-    json_t *disks;         /* as shown while a move owns the machine */
-    json_t *last_move;     /* status of the last move when none runs */
-    int64_t stop_deadline; /* of a stop request, 0 = none */
+    char reason[256];                     /* why it is paused, crashed... */
+    json_t *disks;                        /* as shown while a move owns the machine */
+    json_t *last_move;                    /* status of the last move when none runs */
+    json_t *last_refresh;                 /* the same of a refresh */
+    char refresh_operation[ID_TEXT_SIZE]; /* oraid's, of either */
+    int64_t stop_deadline;                /* of a stop request, 0 = none */
     uint64_t stop_msec;
     int64_t next_progress; /* not before */
     int64_t next_trim;
     int64_t lost_deadline; /* QMP is gone, QEMU is not: until when to wait for its exit, 0 = not so */
     bool let_go;           /* end this process, not QEMU */
+    bool hand_on;          /* ... because another one is about to be started */
     const char *ended;     /* why, once the process may end */
     bool killed;           /* QEMU is ending because a human wished so */
 };
@@ -108,7 +117,7 @@ int vm_start(struct vm *vm, struct err *err);
 /* -ESRCH when no QEMU runs: the guest is gone. */
 int vm_resume(struct vm *vm, struct err *err);
 /* Asks QEMU what the guest does; sets state running or paused. */
-void vm_refresh(struct vm *vm);
+void vm_look(struct vm *vm);
 /* Takes what QEMU has said, and its exit. */
 void vm_take_news(struct vm *vm);
 bool vm_wants_paused(const struct vm *vm);
@@ -125,17 +134,33 @@ void vm_set_state(struct vm *vm, enum vm_state state);
 
 int vm_arrive(struct vm *vm, struct err *err);
 int vm_arrival_resume(struct vm *vm, struct err *err);
+/* The guest runs here and some of its memory is still away: goes on taking it. -ENOTSUP and others when that
+ * cannot be; then nothing has changed. */
+int vm_arrival_follow(struct vm *vm, struct err *err);
 int vm_depart(struct vm *vm, const struct move_options *options, struct err *err);
 int vm_departure_resume(struct vm *vm, struct err *err);
 int vm_move_cancel(struct vm *vm, struct err *err);
 int vm_move_run_here(struct vm *vm, struct err *err);
 /* A connection from another host. Owns `socket` from here on. */
 int vm_connection(struct vm *vm, int socket, struct err *err);
+/* From here on machine and disks are the move's, or the refresh's; the disks are shown as they are now. */
+void vm_hand_machine_over(struct vm *vm);
 /* Looks whether the move that runs has an outcome. */
 void vm_check_move(struct vm *vm);
+/* Does something else own the machine: a move, or a refresh? */
 bool vm_is_moving(const struct vm *vm);
 /* Opens the host's key when it is needed for the first time. */
 int vm_need_identity(struct vm *vm, struct err *err);
+
+/* --- refreshing.c ------------------------------------------------------------------------------------------
+ */
+
+/* `binary`: the QEMU to go on in. */
+/* `operation`: whose work it is, as the status is to say; any text. */
+int vm_refresh(struct vm *vm, const char *binary, const char *operation, struct err *err);
+/* Looks whether a refresh that runs has an outcome. */
+void vm_check_refresh(struct vm *vm);
+json_t *vm_refresh_status(const struct vm *vm);
 
 /* --- splitting.c -------------------------------------------------------------------------------------------
  */
@@ -164,6 +189,20 @@ json_t *vm_shares(const struct vm *vm);
 void vm_io_stopped(struct vm *vm, const struct qemu_news *news);
 /* Lets the guest go on when what it waits for has come. */
 void vm_check_io_pause(struct vm *vm, int64_t now);
+
+/* --- hand_on.c ---------------------------------------------------------------------------------------------
+ */
+
+/* Before this process ends at once: the disks' connections outlive it until the next one listens. */
+void vm_hand_on(struct vm *vm);
+
+/* --- keep_ram.c --------------------------------------------------------------------------------------------
+ */
+
+/* Takes the descriptor of the RAM of a guest that has left; -1: there is none. */
+void vm_keep_ram(const struct vm *vm, int ram);
+/* The mode "keep-ram": all that its process does. */
+int keep_ram(const struct vm_options *options, struct err *err);
 
 /* --- events.c ----------------------------------------------------------------------------------------------
  */

@@ -147,6 +147,29 @@ static int read_processor(const json_t *json, const char *what, struct vm_config
     return 0;
 }
 
+static const char *const ram_names[] = {
+    [VM_RAM_SHARED] = "shared", [VM_RAM_PRIVATE] = "private", [VM_RAM_HUGE] = "huge"};
+static_assert(ARRAY_SIZE(ram_names) == VM_RAM_HUGE + 1, "a name for each kind of RAM");
+
+const char *vm_ram_name(enum vm_ram ram)
+{
+    return ram_names[ram];
+}
+
+static int read_ram(const json_t *json, const char *what, struct vm_config *config, struct err *err)
+{
+    char name[16];
+    size_t ram = 0;
+    int r = copy_string(json, "ram", what, ram_names[VM_RAM_SHARED], name, sizeof name, err);
+    while (r == 0 && ram < ARRAY_SIZE(ram_names) && strcmp(ram_names[ram], name) != 0)
+        ram++;
+    if (r == 0 && ram == ARRAY_SIZE(ram_names))
+        r = err_set(err, EINVAL, "%s: \"ram\" must be \"shared\", \"private\" or \"huge\"", what);
+    if (r == 0)
+        config->ram = (enum vm_ram)ram;
+    return r;
+}
+
 static int read_autostart(const json_t *json, const char *what, struct vm_config *config, struct err *err)
 {
     const json_t *member = json_object_get(json, "autostart");
@@ -316,10 +339,12 @@ static int read_nics(const json_t *json, const char *what, struct vm_config *con
 
 int vm_config_from_json(const json_t *json, const char *what, struct vm_config *ret, struct err *err)
 {
-    static const char *const keys[] = {"name",      "id",     "memory", "cpus",   "machine", "cpu",  "accel",
-                                       "autostart", "kernel", "initrd", "append", "disks",   "nics", NULL};
+    static const char *const keys[] = {"name",   "id",     "memory", "cpus",      "machine",
+                                       "cpu",    "accel",  "ram",    "autostart", "kernel",
+                                       "initrd", "append", "disks",  "nics",      NULL};
     static int (*const readers[])(const json_t *, const char *, struct vm_config *, struct err *) = {
-        read_identity, read_size, read_processor, read_autostart, read_kernel, read_disks, read_nics,
+        read_identity,  read_size,   read_processor, read_ram,
+        read_autostart, read_kernel, read_disks,     read_nics,
     };
     _cleanup_free_ struct vm_config *config = calloc(1, sizeof *config);
     if (!config)
@@ -350,11 +375,13 @@ json_t *vm_config_to_json(const struct vm_config *config)
     for (size_t i = 0; i < config->nic_count; i++)
         json_array_append_new(
             nics, json_pack("{s:s, s:s}", "bridge", config->nics[i].bridge, "mac", config->nics[i].mac));
-    return json_pack("{s:s, s:s, s:I, s:i, s:s, s:s, s:s, s:b, s:s, s:s, s:s, s:o, s:o}", "name",
+    /* The usual kind of RAM is not said: a host with a version that knows no other takes the VM then. */
+    const char *ram = config->ram == VM_RAM_SHARED ? NULL : vm_ram_name(config->ram);
+    return json_pack("{s:s, s:s, s:I, s:i, s:s, s:s, s:s, s:s*, s:b, s:s, s:s, s:s, s:o, s:o}", "name",
                      config->name, "id", id_format(&config->id, id), "memory", (json_int_t)config->memory,
                      "cpus", (int)config->cpus, "machine", config->machine, "cpu", config->cpu, "accel",
-                     config->accel, "autostart", config->autostart, "kernel", config->kernel, "initrd",
-                     config->initrd, "append", config->append, "disks", disks, "nics", nics);
+                     config->accel, "ram", ram, "autostart", config->autostart, "kernel", config->kernel,
+                     "initrd", config->initrd, "append", config->append, "disks", disks, "nics", nics);
 }
 
 static int config_path(const char *vm_dir, char path[PATH_MAX], struct err *err)

@@ -24,6 +24,13 @@ enum vm_disk_type {
     VM_DISK_UEFI_VARS, /* the UEFI firmware's variables: a VM that has one boots by UEFI, else by BIOS */
 };
 
+/* What its RAM is made of (vmm/ram.h says what each can have). */
+enum vm_ram {
+    VM_RAM_SHARED,
+    VM_RAM_PRIVATE,
+    VM_RAM_HUGE,
+};
+
 struct vm_disk {
     char file[64];              /* "disk0.raw" */
     uint64_t size;              /* bytes */
@@ -41,9 +48,10 @@ struct vm_config {
     struct id id;
     uint64_t memory; /* bytes, a multiple of 2 MiB */
     unsigned cpus;
-    char machine[64];            /* versioned, pinned at create: "pc-q35-7.2" */
-    char cpu[256];               /* "x86-64-v2" (portable, the default), "host", "max" or a QEMU -cpu value */
-    char accel[8];               /* "auto", "kvm", "tcg" */
+    char machine[64]; /* versioned, pinned at create: "pc-q35-7.2" */
+    char cpu[256];    /* "x86-64-v2" (portable, the default), "host", "max" or a QEMU -cpu value */
+    char accel[8];    /* "auto", "kvm", "tcg" */
+    enum vm_ram ram;
     bool autostart;              /* when its host has booted */
     char kernel[64], initrd[64]; /* plain names in VM_DIR, or "" */
     char append[2048];
@@ -54,6 +62,8 @@ struct vm_config {
 
 /* "disk", "cdrom", "uefi-vars" */
 const char *vm_disk_type_name(enum vm_disk_type type);
+/* "shared", "private", "huge" */
+const char *vm_ram_name(enum vm_ram ram);
 /* Whether it boots by UEFI. */
 bool vm_config_uefi(const struct vm_config *config);
 

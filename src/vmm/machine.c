@@ -6,12 +6,10 @@
  *
  * Order, upwards: disks and their NBD servers, taps, QEMU; downwards the other way round.
  */
-#include "vmm/machine.h"
+#include "vmm/machine_internal.h"
 
 #include "base/log.h"
 #include "base/macro.h"
-#include "net/announce.h"
-#include "net/learn.h"
 #include "net/tap.h"
 #include "vmm/unix_socket.h"
 
@@ -19,19 +17,6 @@
 #include <limits.h>
 #include <stdio.h>
 #include <string.h>
-
-struct machine {
-    struct qemu_env env;
-    struct vm_config config;
-    struct {
-        struct disk *disk;
-        struct nbd_server *server;
-    } disks[VM_MAX_DISKS];
-    int taps[VM_MAX_NICS]; /* -1 = none */
-    struct learn *learn;
-    struct announce *announce;
-    struct qemu *qemu;
-};
 
 int machine_new(const struct qemu_env *env, const struct vm_config *config, struct machine **ret,
                 struct err *err)
@@ -42,7 +27,7 @@ int machine_new(const struct qemu_env *env, const struct vm_config *config, stru
     machine->env = *env;
     machine->config = *config;
     for (size_t i = 0; i < VM_MAX_NICS; i++)
-        machine->taps[i] = -1;
+        machine->taps[i] = machine->next_taps[i] = -1;
     *ret = machine;
     return 0;
 }
@@ -167,7 +152,9 @@ static void take_taps(struct machine *machine)
         struct err err = ERR_NONE;
         tap_name(&machine->config.id, i, name);
         int fd = tap_take(qemu_pid(machine->qemu), qemu_pidfd(machine->qemu), name, &err);
-        if (fd < 0)
+        /* Out of use it is when our predecessor died while it replaced QEMU, and the guest stayed in this
+         * one. */
+        if (fd < 0 || tap_use(fd, true, &err) < 0)
             log_warning("%s", err.text);
         machine->taps[i] = MAX(fd, -1);
     }
@@ -219,8 +206,27 @@ int machine_adopt(struct machine *machine, qmp_event_fn *on_event, void *arg, st
 {
     assert(!machine->qemu);
     int r = qemu_adopt(&machine->env, on_event, arg, &machine->qemu, err);
+    if (r < 0)
+        return r;
+    machine->config.ram = qemu_ram(machine->qemu); /* that is what a second QEMU, and the next host, go by */
+    take_taps(machine);
+    return 0;
+}
+
+int machine_adopt_waiting(struct machine *machine, struct err *err)
+{
+    assert(!machine->qemu);
+    int r = qemu_adopt_waiting(&machine->env, &machine->qemu, err);
     if (r == 0)
         take_taps(machine);
+    return r;
+}
+
+int machine_connect(struct machine *machine, int msec, qmp_event_fn *on_event, void *arg, struct err *err)
+{
+    int r = qemu_connect(machine->qemu, msec, on_event, arg, err);
+    if (r == 0)
+        machine->config.ram = qemu_ram(machine->qemu);
     return r;
 }
 
@@ -241,6 +247,7 @@ void machine_free(struct machine *machine)
     if (!machine)
         return;
     struct err err = ERR_NONE;
+    machine_next_forget(machine);
     qemu_free(TAKE_PTR(machine->qemu));
     close_taps(machine);
     if (machine_close_disks(machine, &err) < 0)
@@ -278,4 +285,15 @@ void machine_disk_statistics(const struct machine *machine, size_t index, struct
     *ret = (struct nbd_statistics){0};
     if (machine->disks[index].server)
         nbd_server_statistics(machine->disks[index].server, ret);
+}
+
+size_t machine_disk_clients(const struct machine *machine, int *ret, size_t max, char ret_path[PATH_MAX])
+{
+    size_t count = 0;
+    for (size_t i = 0; i < machine->config.disk_count; i++) {
+        disk_socket(machine, i, ret_path);
+        if (machine->disks[i].server)
+            count += nbd_server_clients(machine->disks[i].server, ret + count, max - count);
+    }
+    return count;
 }

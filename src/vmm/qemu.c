@@ -7,6 +7,10 @@
  * empty folder of its own, plus the sockets that were given to its user. RUN_DIR itself stays ours, so QEMU
  * cannot replace a socket or pid file that we trust.
  *
+ * While QEMU is replaced (qemu_start_next) there are two on the same RAM. qemu.pid names the one that is the
+ * guest's, qemu-next.pid the other; exchanging the two names is the switch. All else that a QEMU has of its
+ * own bears its pid, or is of no use any more once it runs.
+ *
  * QEMU has its own session and outlives us; RUN_DIR/qemu.pid names it (base/pid.h). After our crash
  * qemu_adopt connects to QMP again (QEMU serves one client at a time, and has noticed that the old one is
  * gone) and takes the RAM's descriptor back. While we are QEMU's parent, we reap it.
@@ -15,20 +19,20 @@
  */
 #include "base/clock.h"
 #include "base/file.h"
+#include "base/json.h"
 #include "base/log.h"
 #include "base/pid.h"
 #include "vmm/firmware.h"
 #include "vmm/qemu_internal.h"
+#include "vmm/ram.h"
 #include "vmm/unix_socket.h"
 
-#include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <poll.h>
 #include <signal.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/mman.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
 #include <sys/wait.h>
@@ -36,16 +40,17 @@
 #define START_SECONDS 30 /* until QMP answers; a loaded machine under TCG is slow */
 #define ADOPT_SECONDS 10
 #define FIRST_FD 3
-#define RAM_NAME "orai-ram"
+#define QMP_UNNAMED "qmp.sock" /* until the pid is known */
+#define QEMU_NEXT_DIR "qemu-next"
 
 /* --- what QEMU inherits ------------------------------------------------------------------------------------
  */
 
 /* Our side of the descriptors, in the order in which the child numbers them from FIRST_FD on. */
 struct inherited {
-    int own[VM_MAX_NICS + 8]; /* those that we close again */
+    int own[VM_MAX_NICS + 10]; /* those that we close again */
     size_t own_count;
-    int all[VM_MAX_NICS + 8];
+    int all[VM_MAX_NICS + 10];
     size_t count;
 };
 
@@ -63,17 +68,6 @@ static int inherit(struct inherited *inherited, int fd, bool own)
         inherited->own[inherited->own_count++] = fd;
     inherited->all[inherited->count] = fd;
     return FIRST_FD + (int)inherited->count++;
-}
-
-/* Sealed in size: a QEMU that shrank it would kill whoever reads the guest's memory with SIGBUS. */
-static int make_ram(uint64_t size, struct err *err)
-{
-    _cleanup_close_ int fd = memfd_create(RAM_NAME, MFD_CLOEXEC | MFD_ALLOW_SEALING);
-    if (fd < 0 || ftruncate(fd, (off_t)size) < 0 ||
-        fcntl(fd, F_ADD_SEALS, F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL) < 0)
-        return err_sys(err, errno, "cannot make the guest's memory of %llu MiB",
-                       (unsigned long long)(size / MiB));
-    return TAKE_FD(fd);
 }
 
 static int open_log(const char *vm_dir, const char *name, struct err *err)
@@ -119,8 +113,16 @@ static int collect_fds(const struct qemu_env *env, const struct vm_config *confi
 {
     char path[PATH_MAX];
     uint64_t firmware;
-    fds->ram = inherit(inherited, ram, false);
-    int r = qemu_path(path, env->run_dir, "qmp.sock", err);
+    int rescue[2];
+    int r = qemu_rescue_pair(rescue, err);
+    if (r < 0)
+        return r;
+    fds->rescue = inherit(inherited, rescue[0], true);
+    int client = inherit(inherited, rescue[1], true);
+    assert(fds->rescue == QEMU_RESCUE_FD && client == QEMU_RESCUE_CLIENT_FD);
+    (void)client;
+    fds->ram = ram < 0 ? -1 : inherit(inherited, ram, false);
+    r = qemu_path(path, env->run_dir, QMP_UNNAMED, err);
     if (r == 0)
         r = inherit_opened(inherited, unix_listen(path, 0, 0, err), &fds->qmp);
     if (r == 0)
@@ -137,11 +139,11 @@ static int collect_fds(const struct qemu_env *env, const struct vm_config *confi
     return r;
 }
 
-/* RUN_DIR may be passed through by QEMU's user, RUN_DIR/qemu is its own, and empty. */
-static int prepare_run_dir(const struct qemu_env *env, struct err *err)
+/* RUN_DIR may be passed through by QEMU's user, `own` in it is its own, and empty. */
+static int prepare_run_dir(const struct qemu_env *env, const char *own, struct err *err)
 {
     char path[PATH_MAX];
-    int r = qemu_path(path, env->run_dir, "qemu", err);
+    int r = qemu_path(path, env->run_dir, own, err);
     if (r == 0)
         r = file_remove_tree(path, err);
     if (r < 0)
@@ -201,6 +203,7 @@ static struct qemu *qemu_alloc(const struct qemu_env *env)
     if (!qemu)
         return NULL;
     qemu->pidfd = qemu->ram_fd = -1;
+    qemu->own_dir = "qemu";
     qemu->uid = env->uid;
     qemu->gid = env->gid;
     snprintf(qemu->run_dir, sizeof qemu->run_dir, "%s", env->run_dir);
@@ -231,15 +234,12 @@ static int launch(struct qemu *qemu, const struct qemu_env *env, const struct vm
     if (r == 0) {
         log_info("QEMU runs with %s%s", accel,
                  strcmp(accel, "tcg") == 0 ? ": without real KVM the guest is emulated" : "");
-        r = prepare_run_dir(env, err);
+        r = prepare_run_dir(env, qemu->own_dir, err);
     }
     if (r == 0)
-        r = qemu_path(pid_file, env->run_dir, "qemu.pid", err);
+        r = qemu_path(pid_file, env->run_dir, qemu_record_name(qemu->next), err);
     if (r < 0)
         return r;
-    qemu->ram_fd = make_ram(config->memory, err);
-    if (qemu->ram_fd < 0)
-        return qemu->ram_fd;
     r = collect_fds(env, config, qemu->ram_fd, tap_fds, &inherited, &fds, err);
     if (r < 0)
         return r;
@@ -259,90 +259,195 @@ static int launch(struct qemu *qemu, const struct qemu_env *env, const struct vm
     return r;
 }
 
-static int connect_qmp(struct qemu *qemu, int seconds, qmp_event_fn *on_event, void *arg, struct err *err)
+static int qmp_path(const struct qemu *qemu, char path[PATH_MAX], struct err *err)
 {
-    char path[PATH_MAX];
-    int r = qemu_path(path, qemu->run_dir, "qmp.sock", err);
-    if (r < 0)
-        return r;
-    return qmp_connect(path, clock_now() + seconds * NSEC_PER_SEC, on_event, arg, &qemu->qmp, err);
+    char name[32];
+    snprintf(name, sizeof name, "qmp-%d.sock", (int)qemu->pid);
+    return qemu_path(path, qemu->run_dir, name, err);
 }
 
-int qemu_start(const struct qemu_env *env, const struct vm_config *config, bool incoming, const int *tap_fds,
-               qmp_event_fn *on_event, void *arg, struct qemu **ret, struct err *err)
+/* Its socket gets its name once its pid is known, by us or, after a crash in between, by who comes next. */
+static int name_qmp(const struct qemu *qemu, struct err *err)
+{
+    char unnamed[PATH_MAX], path[PATH_MAX];
+    int r = qemu_path(unnamed, qemu->run_dir, QMP_UNNAMED, err);
+    if (r == 0)
+        r = qmp_path(qemu, path, err);
+    if (r == 0 && access(path, F_OK) < 0 && rename(unnamed, path) < 0)
+        r = err_sys(err, errno, "QEMU (pid %d) has no control socket %s", (int)qemu->pid, path);
+    return r;
+}
+
+static int connect_qmp(struct qemu *qemu, int msec, qmp_event_fn *on_event, void *arg, struct err *err)
+{
+    char path[PATH_MAX];
+    int r = name_qmp(qemu, err);
+    if (r == 0)
+        r = qmp_path(qemu, path, err);
+    if (r < 0)
+        return r;
+    return qmp_connect(path, clock_now() + msec * NSEC_PER_MSEC, on_event, arg, &qemu->qmp, err);
+}
+
+/* Owns `qemu`, whose RAM is there. */
+static int start(struct qemu *qemu, const struct qemu_env *env, const struct vm_config *config, bool incoming,
+                 const int *tap_fds, qmp_event_fn *on_event, void *arg, struct err *err)
 {
     _cleanup_close_ int log_fd = open_log(env->vm_dir, "qemu.log", err);
     if (log_fd < 0)
         return log_fd;
     off_t log_start = lseek(log_fd, 0, SEEK_END);
-    struct qemu *qemu = qemu_alloc(env);
-    if (!qemu)
-        return err_set(err, ENOMEM, "out of memory starting QEMU");
     int r = launch(qemu, env, config, incoming, tap_fds, log_fd, err);
     if (r == 0) {
         /* The listener is QEMU's alone by now, so its death ends the connection at once. */
-        r = connect_qmp(qemu, START_SECONDS, on_event, arg, err);
+        r = connect_qmp(qemu, START_SECONDS * 1000, on_event, arg, err);
         if (r < 0) {
             qemu_kill(qemu, 0, NULL);
+            if (r == -ECONNREFUSED)
+                err_set(err, ECONNREFUSED, "%s ended as soon as it was started", env->binary);
             append_log_tail(config, log_fd, log_start, err);
             err_hint(err, "see %s/qemu.log", env->vm_dir);
         }
     }
-    if (r < 0) {
+    return r;
+}
+
+static int out_of_memory(struct err *err)
+{
+    return err_set(err, ENOMEM, "out of memory for QEMU");
+}
+
+int qemu_start(const struct qemu_env *env, const struct vm_config *config, bool incoming, const int *tap_fds,
+               qmp_event_fn *on_event, void *arg, struct qemu **ret, struct err *err)
+{
+    struct qemu *qemu = qemu_alloc(env);
+    if (!qemu)
+        return out_of_memory(err);
+    qemu->ram = config->ram;
+    int r = ram_make(config->ram, config->memory, &qemu->ram_fd, err);
+    if (r == 0)
+        r = start(qemu, env, config, incoming, tap_fds, on_event, arg, err);
+    if (r < 0)
         qemu_free(qemu);
+    else
+        *ret = qemu;
+    return r;
+}
+
+int qemu_start_next(const struct qemu *qemu, const struct qemu_env *env, const struct vm_config *config,
+                    const int *tap_fds, qmp_event_fn *on_event, void *arg, struct qemu **ret, struct err *err)
+{
+    if (qemu->ram_fd < 0)
+        return err_set(err, ENOTSUP, "the guest's memory cannot be shared with a second QEMU");
+    struct qemu *next = qemu_alloc(env);
+    if (!next)
+        return out_of_memory(err);
+    next->next = true;
+    next->ram = qemu->ram;
+    next->own_dir = QEMU_NEXT_DIR;
+    next->ram_fd = fcntl(qemu->ram_fd, F_DUPFD_CLOEXEC, 0);
+    int r = next->ram_fd < 0 ? err_sys(err, errno, "cannot share the guest's memory")
+                             : start(next, env, config, true, tap_fds, on_event, arg, err);
+    if (r < 0)
+        qemu_free(next);
+    else
+        *ret = next;
+    return r;
+}
+
+int qemu_take_place(struct qemu *next, struct qemu *qemu, struct err *err)
+{
+    char record[PATH_MAX], other[PATH_MAX];
+    int r = qemu_path(record, qemu->run_dir, qemu_record_name(false), err);
+    if (r == 0)
+        r = qemu_path(other, qemu->run_dir, qemu_record_name(true), err);
+    if (r < 0)
         return r;
-    }
-    *ret = qemu;
+    if (renameat2(AT_FDCWD, record, AT_FDCWD, other, RENAME_EXCHANGE) < 0)
+        return err_sys(err, errno, "cannot exchange %s and %s", record, other);
+    next->next = false;
+    qemu->next = true;
     return 0;
 }
 
-/* The memfd among QEMU's descriptors; -1 when it cannot be had. */
-static int take_ram(pid_t pid, int pidfd)
+/* Without a descriptor it is QEMU's word; if that cannot be had either, nothing of value can come of it. */
+static enum vm_ram ask_ram(struct qemu *qemu)
 {
-    char path[64], target[64];
-    int fd = -1;
-    snprintf(path, sizeof path, "/proc/%d/fd", (int)pid);
-    DIR *dir = opendir(path);
-    if (!dir)
-        return -1;
-    for (struct dirent *entry; fd < 0 && (entry = readdir(dir));) {
-        ssize_t n = readlinkat(dirfd(dir), entry->d_name, target, sizeof target - 1);
-        target[MAX(n, 0)] = '\0';
-        if (strncmp(target, "/memfd:" RAM_NAME " ", strlen("/memfd:" RAM_NAME " ")) == 0)
-            fd = (int)syscall(SYS_pidfd_getfd, pidfd, (int)strtol(entry->d_name, NULL, 10), 0);
-    }
-    closedir(dir);
-    return fd;
+    _cleanup_json_ json_t *list = NULL;
+    if (qemu->ram_fd >= 0)
+        return ram_kind(qemu->ram_fd);
+    if (!qemu->qmp || qmp_execute(qemu->qmp, "query-memdev", NULL, QEMU_COMMAND_MSEC, &list, NULL) < 0)
+        return VM_RAM_SHARED;
+    return json_bool(json_array_get(list, 0), "share", true) ? VM_RAM_SHARED : VM_RAM_PRIVATE;
 }
 
-int qemu_adopt(const struct qemu_env *env, qmp_event_fn *on_event, void *arg, struct qemu **ret,
-               struct err *err)
+static int find(const struct qemu_env *env, struct qemu **ret, struct err *err)
 {
     char path[PATH_MAX];
     struct qemu *qemu = qemu_alloc(env);
     if (!qemu)
         return err_set(err, ENOMEM, "out of memory looking for QEMU");
-    int r = qemu_path(path, env->run_dir, "qemu.pid", err);
+    int r = qemu_path(path, env->run_dir, qemu_record_name(false), err);
     if (r == 0)
         r = pid_open_record(path, &qemu->pid, &qemu->pidfd, err);
-    if (r == 0) {
-        r = connect_qmp(qemu, ADOPT_SECONDS, on_event, arg, err);
-        if (r < 0)
-            err_context(err, "QEMU (pid %d) still runs", (int)qemu->pid);
-    }
+    if (r < 0)
+        qemu_free(qemu);
+    else
+        *ret = qemu;
+    return r;
+}
+
+/* `r` is what came of speaking to it. */
+static int adopted(struct qemu *qemu, int r, struct qemu **ret)
+{
     if (r < 0) {
         qemu_free(qemu);
         return r;
     }
-    qemu->ram_fd = take_ram(qemu->pid, qemu->pidfd);
+    qemu->ram_fd = ram_take(qemu->pid, qemu->pidfd);
+    qemu->ram = ask_ram(qemu);
     *ret = qemu;
     return 0;
+}
+
+int qemu_adopt_waiting(const struct qemu_env *env, struct qemu **ret, struct err *err)
+{
+    struct qemu *qemu = NULL;
+    int r = find(env, &qemu, err);
+    if (r == 0)
+        r = qemu_rescue_take(qemu, err);
+    return adopted(qemu, r, ret);
+}
+
+int qemu_connect(struct qemu *qemu, int msec, qmp_event_fn *on_event, void *arg, struct err *err)
+{
+    int r = qemu->qmp ? 0 : connect_qmp(qemu, msec, on_event, arg, err);
+    qemu->ram = ask_ram(qemu);
+    return r;
+}
+
+bool qemu_connected(const struct qemu *qemu)
+{
+    return qemu->qmp;
+}
+
+int qemu_adopt(const struct qemu_env *env, qmp_event_fn *on_event, void *arg, struct qemu **ret,
+               struct err *err)
+{
+    struct qemu *qemu = NULL;
+    int r = find(env, &qemu, err);
+    if (r == 0) {
+        r = connect_qmp(qemu, ADOPT_SECONDS * 1000, on_event, arg, err);
+        if (r < 0)
+            err_context(err, "QEMU (pid %d) still runs", (int)qemu->pid);
+    }
+    return adopted(qemu, r, ret);
 }
 
 /* --- the end -----------------------------------------------------------------------------------------------
  */
 
-static bool exited(const struct qemu *qemu)
+bool qemu_ended(const struct qemu *qemu)
 {
     struct pollfd p = {.fd = qemu->pidfd, .events = POLLIN};
     return poll(&p, 1, 0) > 0;
@@ -351,7 +456,7 @@ static bool exited(const struct qemu *qemu)
 static void reap(struct qemu *qemu)
 {
     siginfo_t info;
-    if (qemu->child && exited(qemu) && waitid(P_PIDFD, (id_t)qemu->pidfd, &info, WEXITED | WNOHANG) == 0)
+    if (qemu->child && qemu_ended(qemu) && waitid(P_PIDFD, (id_t)qemu->pidfd, &info, WEXITED | WNOHANG) == 0)
         qemu->child = false;
 }
 
@@ -360,6 +465,7 @@ void qemu_free(struct qemu *qemu)
     if (!qemu)
         return;
     qmp_free(qemu->qmp);
+    qmp_free(qemu->rescue);
     if (qemu->pidfd >= 0) {
         reap(qemu);
         close(qemu->pidfd);
@@ -372,12 +478,14 @@ void qemu_free(struct qemu *qemu)
 /* Its sockets and record, once it is gone. */
 static void remove_traces(const struct qemu *qemu)
 {
-    static const char *const names[] = {"qmp.sock", "qemu.pid", "incoming.sock"};
+    const char *names[] = {qemu_record_name(qemu->next), QMP_UNNAMED, "incoming.sock"};
     char path[PATH_MAX];
     for (size_t i = 0; i < ARRAY_SIZE(names); i++)
         if (qemu_path(path, qemu->run_dir, names[i], NULL) == 0)
             unlink(path);
-    if (qemu_path(path, qemu->run_dir, "qemu", NULL) == 0)
+    if (qmp_path(qemu, path, NULL) == 0)
+        unlink(path);
+    if (qemu_path(path, qemu->run_dir, qemu->own_dir, NULL) == 0)
         file_remove_tree(path, NULL);
 }
 
@@ -392,7 +500,7 @@ int qemu_kill(struct qemu *qemu, int msec, struct err *err)
         while (poll(&p, 1, clock_poll_ms(deadline)) < 0 && errno == EINTR)
             ;
     }
-    if (!exited(qemu)) {
+    if (!qemu_ended(qemu)) {
         int r = pid_signal_wait(qemu->pidfd, SIGKILL, SIGKILL_MSEC);
         if (r < 0)
             return err_sys(err, r, "cannot end QEMU (pid %d)", (int)qemu->pid);
@@ -425,6 +533,11 @@ struct qmp *qemu_qmp(const struct qemu *qemu)
 int qemu_ram_fd(const struct qemu *qemu)
 {
     return qemu->ram_fd;
+}
+
+enum vm_ram qemu_ram(const struct qemu *qemu)
+{
+    return qemu->ram;
 }
 
 /* --- running -----------------------------------------------------------------------------------------------

@@ -80,7 +80,7 @@ static void add_machine(struct args *args, const struct vm_config *config, const
     add(args, "-uuid");
     add(args, "%.8s-%.4s-%.4s-%.4s-%.12s", uuid, uuid + 8, uuid + 12, uuid + 16, uuid + 20);
     add(args, "-machine");
-    add(args, "%s,memory-backend=ram,hpet=off,dump-guest-core=off%s", config->machine, flash);
+    add(args, "%s,memory-backend=" QEMU_RAM_BLOCK ",hpet=off,dump-guest-core=off%s", config->machine, flash);
     add(args, "-accel");
     add(args, "%s", accel);
     add(args, "-cpu");
@@ -90,7 +90,13 @@ static void add_machine(struct args *args, const struct vm_config *config, const
     add(args, "-m");
     add(args, "size=%lluM", memory);
     add(args, "-object");
-    add(args, "memory-backend-file,id=ram,size=%lluM,share=on,mem-path=/proc/self/fd/%d", memory, fds->ram);
+    if (fds->ram >= 0) /* aligned so that the kernel can make it of huge pages (QEMU asks it to) */
+        add(args,
+            "memory-backend-file,id=" QEMU_RAM_BLOCK
+            ",size=%lluM,share=on,align=2M,mem-path=/proc/self/fd/%d",
+            memory, fds->ram);
+    else
+        add(args, "memory-backend-ram,id=" QEMU_RAM_BLOCK ",size=%lluM,share=off", memory);
     add(args, "-rtc");
     add(args, "base=utc");
     add(args, "-display");
@@ -107,6 +113,10 @@ static void add_channels(struct args *args, const struct qemu_fds *fds)
     add(args, "socket,id=qmp,fd=%d,server=on,wait=off", fds->qmp);
     add(args, "-mon");
     add(args, "chardev=qmp,mode=control");
+    add(args, "-chardev");
+    add(args, "socket,id=rescue,fd=%d", fds->rescue);
+    add(args, "-mon");
+    add(args, "chardev=rescue,mode=control");
     add(args, "-add-fd");
     add(args, "fd=%d,set=1", fds->console);
     add(args, "-chardev");

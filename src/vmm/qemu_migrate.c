@@ -12,8 +12,8 @@
  * QEMU has given up; after "completed" it is in "postmigrate", and qemu_cont takes disks and CPUs back.
  */
 #include "base/clock.h"
-#include "base/file.h"
 #include "base/json.h"
+#include "base/log.h"
 #include "vmm/qemu_internal.h"
 
 #include <dirent.h>
@@ -27,7 +27,9 @@
 #define CANCEL_MSEC 30000
 #define POLL_MSEC 2
 #define UNLIMITED (UINT64_C(1) << 50) /* bytes per second; QEMU's own default would be 128 MiB/s */
+#define REFRESH_DOWNTIME_MSEC 1000    /* without RAM there is nothing that QEMU could wait for */
 #define DOWNTIME_MAX_MSEC 2000000     /* QEMU's bound */
+#define THROTTLE_STEP 20 /* percent: at first, and more after each two passes that gained little */
 
 static int set_capability(struct qemu *qemu, const char *name, bool on, struct err *err)
 {
@@ -36,13 +38,17 @@ static int set_capability(struct qemu *qemu, const char *name, bool on, struct e
                        QEMU_COMMAND_MSEC, NULL, err);
 }
 
-static int set_capabilities(struct qemu *qemu, struct err *err)
+/* `shared`: the RAM is in both QEMUs already and does not go over. Said each time: an earlier migration may
+ * have left it otherwise. */
+static int set_capabilities(struct qemu *qemu, bool shared, struct err *err)
 {
     static const char *const wanted[] = {"events", "return-path", "pause-before-switchover",
                                          "late-block-activate"};
     json_t *list = json_array();
     for (size_t i = 0; i < ARRAY_SIZE(wanted); i++)
         json_array_append_new(list, json_pack("{s:s, s:b}", "capability", wanted[i], "state", 1));
+    json_array_append_new(list,
+                          json_pack("{s:s, s:b}", "capability", "x-ignore-shared", "state", (int)shared));
     return qmp_execute(qemu->qmp, "migrate-set-capabilities", json_pack("{s:o}", "capabilities", list),
                        QEMU_COMMAND_MSEC, NULL, err);
 }
@@ -55,21 +61,24 @@ static int refuse_postcopy(struct err *err)
 
 int qemu_migrate_allow_postcopy(struct qemu *qemu, struct err *err)
 {
-    return set_capability(qemu, "postcopy-ram", true, err) == 0 ? 0 : refuse_postcopy(err);
+    struct err why;
+    if (set_capability(qemu, "postcopy-ram", true, err) < 0)
+        return refuse_postcopy(err);
+    if (qemu_rescue_open(qemu, &why) < 0)
+        log_warning("the guest would not outlive orai-vm while its memory follows: %s", why.text);
+    return 0;
 }
 
 /* userfaultfd(2): without the privilege it is a matter of the sysctl. */
 int qemu_may_postcopy(uid_t uid, struct err *err)
 {
-    _cleanup_free_ void *text = NULL;
-    size_t size;
-    bool allowed = file_load("/proc/sys/vm/unprivileged_userfaultfd", 16, &text, &size, NULL) == 0 && size &&
-                   *(const char *)text == '1';
+    char value = '0'; /* a file in /proc has no size: file_load finds nothing in it */
+    _cleanup_close_ int fd = open("/proc/sys/vm/unprivileged_userfaultfd", O_RDONLY | O_CLOEXEC);
+    bool allowed = fd >= 0 && read(fd, &value, 1) == 1 && value == '1';
     return uid == 0 || allowed ? 0 : refuse_postcopy(err);
 }
 
-/* QEMU listens in its own folder; the socket then moves to ours, where QEMU cannot replace it any more. */
-static int take_over_socket(const struct qemu *qemu, const char *theirs, struct err *err)
+int qemu_take_over_socket(const struct qemu *qemu, const char *theirs, struct err *err)
 {
     char path[PATH_MAX];
     struct stat st;
@@ -85,12 +94,19 @@ static int take_over_socket(const struct qemu *qemu, const char *theirs, struct 
     return 0;
 }
 
+int qemu_incoming_path(const struct qemu *qemu, char path[PATH_MAX], struct err *err)
+{
+    if (snprintf(path, PATH_MAX, "%s/%s/incoming.sock", qemu->run_dir, qemu->own_dir) >= PATH_MAX)
+        return err_set(err, ENAMETOOLONG, "path too long: %s/%s/incoming.sock", qemu->run_dir, qemu->own_dir);
+    return 0;
+}
+
 int qemu_migrate_incoming(struct qemu *qemu, struct err *err)
 {
     char path[PATH_MAX];
-    int r = qemu_path(path, qemu->run_dir, "qemu/incoming.sock", err);
+    int r = qemu_incoming_path(qemu, path, err);
     if (r == 0)
-        r = set_capabilities(qemu, err);
+        r = set_capabilities(qemu, qemu->next, err);
     if (r < 0)
         return r;
     _cleanup_free_ char *uri = NULL;
@@ -98,7 +114,7 @@ int qemu_migrate_incoming(struct qemu *qemu, struct err *err)
         return err_set(err, ENOMEM, "out of memory");
     r = qmp_execute(qemu->qmp, "migrate-incoming", json_pack("{s:s}", "uri", uri), QEMU_COMMAND_MSEC, NULL,
                     err);
-    return r < 0 ? r : take_over_socket(qemu, path, err);
+    return r < 0 ? r : qemu_take_over_socket(qemu, path, err);
 }
 
 int qemu_migrate_set(struct qemu *qemu, uint64_t bandwidth, uint64_t downtime_ms, struct err *err)
@@ -111,19 +127,37 @@ int qemu_migrate_set(struct qemu *qemu, uint64_t bandwidth, uint64_t downtime_ms
         QEMU_COMMAND_MSEC, NULL, err);
 }
 
-int qemu_migrate_start(struct qemu *qemu, uint64_t bandwidth, uint64_t downtime_ms, bool postcopy,
-                       struct err *err)
+void qemu_migrate_throttle(struct qemu *qemu, unsigned percent)
 {
-    char path[PATH_MAX];
-    int r = qemu_path(path, qemu->run_dir, "migrate.sock", err);
-    if (r < 0)
+    qemu->throttle = MIN(percent, (unsigned)QEMU_THROTTLE_MAX);
+}
+
+/* Said each time, as the capabilities are. QEMU lets go of the CPUs at the migration's end, whatever that is.
+ */
+static int set_throttle(struct qemu *qemu, unsigned percent, struct err *err)
+{
+    int most = (int)percent, step = (int)MIN(percent, (unsigned)THROTTLE_STEP);
+    int r = set_capability(qemu, "auto-converge", percent > 0, err);
+    if (r < 0 || percent == 0)
         return r;
-    /* The listener is ours; QEMU's user must be able to connect. */
-    if (qemu->uid && lchown(path, qemu->uid, qemu->gid) < 0)
-        return err_sys(err, errno, "cannot let QEMU connect to %s", path);
-    r = set_capabilities(qemu, err);
-    if (r == 0) /* an earlier move may have left it on */
-        r = set_capability(qemu, "postcopy-ram", postcopy, err);
+    return qmp_execute(qemu->qmp, "migrate-set-parameters",
+                       json_pack("{s:i, s:i, s:i}", "cpu-throttle-initial", step, "cpu-throttle-increment",
+                                 step, "max-cpu-throttle", most),
+                       QEMU_COMMAND_MSEC, NULL, err);
+}
+
+/* Sends the stream to the unix socket `path`. */
+static int migrate(struct qemu *qemu, const char *path, bool shared, uint64_t bandwidth, uint64_t downtime_ms,
+                   bool postcopy, struct err *err)
+{
+    /* An earlier move may have left either on, to here or from here, and QEMU refuses both at once. */
+    int r = postcopy ? 0 : set_capability(qemu, "postcopy-ram", false, err);
+    if (r == 0)
+        r = set_capabilities(qemu, shared, err);
+    if (r == 0 && postcopy)
+        r = set_capability(qemu, "postcopy-ram", true, err);
+    if (r == 0)
+        r = set_throttle(qemu, shared || postcopy ? 0 : qemu->throttle, err);
     if (r == 0)
         r = qemu_migrate_set(qemu, bandwidth, downtime_ms, err);
     if (r < 0)
@@ -135,6 +169,39 @@ int qemu_migrate_start(struct qemu *qemu, uint64_t bandwidth, uint64_t downtime_
     return qmp_execute(qemu->qmp, "migrate", json_pack("{s:s}", "uri", uri), QEMU_COMMAND_MSEC, NULL, err);
 }
 
+int qemu_migrate_start(struct qemu *qemu, uint64_t bandwidth, uint64_t downtime_ms, bool postcopy,
+                       struct err *err)
+{
+    char path[PATH_MAX];
+    int r = qemu_path(path, qemu->run_dir, "migrate.sock", err);
+    if (r < 0)
+        return r;
+    /* The listener is ours; QEMU's user must be able to connect. */
+    if (qemu->uid && lchown(path, qemu->uid, qemu->gid) < 0)
+        return err_sys(err, errno, "cannot let QEMU connect to %s", path);
+    return migrate(qemu, path, false, bandwidth, downtime_ms, postcopy, err);
+}
+
+int qemu_migrate_resume(struct qemu *qemu, struct err *err)
+{
+    char path[PATH_MAX];
+    _cleanup_free_ char *uri = NULL;
+    int r = qemu_path(path, qemu->run_dir, "migrate.sock", err);
+    if (r < 0)
+        return r;
+    if (asprintf(&uri, "unix:%s", path) < 0)
+        return err_set(err, ENOMEM, "out of memory");
+    return qmp_execute(qemu->qmp, "migrate", json_pack("{s:s, s:b}", "uri", uri, "resume", 1),
+                       QEMU_COMMAND_MSEC, NULL, err);
+}
+
+int qemu_migrate_to_next(struct qemu *qemu, struct err *err)
+{
+    char path[PATH_MAX];
+    int r = qemu_path(path, qemu->run_dir, "incoming.sock", err);
+    return r < 0 ? r : migrate(qemu, path, true, 0, REFRESH_DOWNTIME_MSEC, false, err);
+}
+
 int qemu_migrate_start_postcopy(struct qemu *qemu, struct err *err)
 {
     return qmp_execute(qemu->qmp, "migrate-start-postcopy", NULL, QEMU_COMMAND_MSEC, NULL, err);
@@ -142,9 +209,14 @@ int qemu_migrate_start_postcopy(struct qemu *qemu, struct err *err)
 
 int qemu_migrate_query(struct qemu *qemu, struct qemu_migration *ret, struct err *err)
 {
+    return qemu_migrate_query_for(qemu, QEMU_COMMAND_MSEC, ret, err);
+}
+
+int qemu_migrate_query_for(struct qemu *qemu, int msec, struct qemu_migration *ret, struct err *err)
+{
     struct qemu_migration migration = {0};
     _cleanup_json_ json_t *value = NULL;
-    int r = qmp_execute(qemu->qmp, "query-migrate", NULL, QEMU_COMMAND_MSEC, &value, err);
+    int r = qmp_execute(qemu->qmp, "query-migrate", NULL, msec, &value, err);
     if (r < 0)
         return r;
     /* No member at all: there was none since QEMU started. */
@@ -159,8 +231,26 @@ int qemu_migrate_query(struct qemu *qemu, struct qemu_migration *ret, struct err
     if (__builtin_mul_overflow(json_u64(ram, "dirty-pages-rate", 0), page_size, &migration.dirty_rate))
         migration.dirty_rate = UINT64_MAX;
     migration.iterations = json_u64(ram, "dirty-sync-count", 0);
+    migration.throttle = (unsigned)MIN(json_u64(value, "cpu-throttle-percentage", 0), UINT64_C(100));
     *ret = migration;
     return 0;
+}
+
+/* "info ramblock": a line of titles, then name, size of a page with its unit, offset, used... */
+int qemu_each_block(struct qemu *qemu, qemu_block_fn *each, void *arg, struct err *err)
+{
+    _cleanup_json_ json_t *text = NULL;
+    int r = qmp_execute(qemu->qmp, "human-monitor-command",
+                        json_pack("{s:s}", "command-line", "info ramblock"), QEMU_COMMAND_MSEC, &text, err);
+    const char *line = json_string_value(text);
+    for (; r == 0 && line && *line; line = strchr(line, '\n'), line += line ? 1 : 0) {
+        char name[256];
+        unsigned long long used;
+        /* NOLINTNEXTLINE(cert-err34-c): what does not fit into the number is no block's size */
+        if (sscanf(line, " %255s %*u %*s %*x %llx", name, &used) == 2)
+            r = each(arg, name, used, err);
+    }
+    return r;
 }
 
 int qemu_migrate_continue(struct qemu *qemu, struct err *err)

@@ -8,11 +8,12 @@
  * threads may wait at once.
  *
  * The bytes are not trusted: a line that is too long, is no JSON object, or an end of the stream makes the
- * connection dead for good; every waiting and later caller gets -ENOTCONN, and the owner hears the end once
- * (event NULL). An answer that nobody waits for (its caller timed out) is dropped.
+ * connection dead for good; every waiting caller gets -ECONNRESET and every later one -ENOTCONN, and the
+ * owner hears the end once (event NULL). An answer that nobody waits for (its caller timed out) is dropped.
  *
  * One mutex guards all fields below it. It is held while a command is sent, but that send never blocks: a
- * QEMU that does not read its socket makes the caller fail.
+ * QEMU that does not read its socket makes the caller fail. A second one, never held together with it, says
+ * whom events go to.
  */
 #include "vmm/qmp.h"
 
@@ -39,10 +40,14 @@ struct call {
 
 struct qmp {
     int socket;
-    qmp_event_fn *on_event;
-    void *arg;
     pthread_t reader;
     bool reading; /* the thread was started */
+    bool torn;    /* the first line may be the end of one, whose beginning somebody else has read */
+
+    pthread_mutex_t listener; /* the three below; held while the callback runs */
+    qmp_event_fn *on_event;
+    void *arg;
+    bool ended; /* the callback was told of the end, or would have been */
 
     pthread_mutex_t mutex;
     pthread_cond_t changed; /* an answer has come, or the connection is dead */
@@ -69,20 +74,42 @@ static bool answer_call(struct qmp *qmp, json_t *message)
     return taken;
 }
 
+static void tell(struct qmp *qmp, const char *event, const json_t *data)
+{
+    pthread_mutex_lock(&qmp->listener);
+    qmp->ended = !event;
+    if (qmp->on_event)
+        qmp->on_event(qmp->arg, event, data);
+    pthread_mutex_unlock(&qmp->listener);
+}
+
+void qmp_redirect(struct qmp *qmp, qmp_event_fn *on_event, void *arg)
+{
+    pthread_mutex_lock(&qmp->listener);
+    qmp->on_event = on_event;
+    qmp->arg = arg;
+    if (qmp->ended && on_event)
+        on_event(arg, NULL, NULL);
+    pthread_mutex_unlock(&qmp->listener);
+}
+
 /* One line from QEMU. Anything that is not QMP ends the connection. */
 static int take_line(struct qmp *qmp, const char *line, size_t size)
 {
     struct err err = ERR_NONE;
     _cleanup_json_ json_t *message = NULL;
     int r = json_parse(line, size, "QEMU's message", &message, &err);
+    bool torn = qmp->torn;
+    qmp->torn = false;
+    if (torn && (r < 0 || !json_is_object(message)))
+        return 0;
     if (r < 0 || !json_is_object(message)) {
         log_warning("QMP: not a message: %s", r < 0 ? err.text : "no object");
         return -EPROTO;
     }
     const char *event = json_string_value(json_object_get(message, "event"));
     if (event) {
-        if (qmp->on_event)
-            qmp->on_event(qmp->arg, event, json_object_get(message, "data"));
+        tell(qmp, event, json_object_get(message, "data"));
     } else if (answer_call(qmp, message)) {
         TAKE_PTR(message);
     }
@@ -123,12 +150,12 @@ static void *reader_main(void *arg)
 
     pthread_mutex_lock(&qmp->mutex);
     qmp->dead = true;
-    bool tell = !qmp->freeing && qmp->on_event;
+    bool freeing = qmp->freeing;
     pthread_cond_broadcast(&qmp->changed);
     pthread_mutex_unlock(&qmp->mutex);
     shutdown(qmp->socket, SHUT_RDWR); /* a QEMU that spoke nonsense shall see it */
-    if (tell)
-        qmp->on_event(qmp->arg, NULL, NULL);
+    if (!freeing)
+        tell(qmp, NULL, NULL);
     return NULL;
 }
 
@@ -171,6 +198,7 @@ static struct qmp *qmp_alloc(int socket, qmp_event_fn *on_event, void *arg)
     pthread_condattr_t attr;
     pthread_condattr_init(&attr);
     pthread_condattr_setclock(&attr, CLOCK_MONOTONIC);
+    pthread_mutex_init(&qmp->listener, NULL);
     pthread_mutex_init(&qmp->mutex, NULL);
     pthread_cond_init(&qmp->changed, &attr);
     pthread_condattr_destroy(&attr);
@@ -180,32 +208,64 @@ static struct qmp *qmp_alloc(int socket, qmp_event_fn *on_event, void *arg)
     return qmp;
 }
 
-int qmp_connect(const char *path, int64_t deadline, qmp_event_fn *on_event, void *arg, struct qmp **ret,
-                struct err *err)
+/* Owns `socket`. */
+static int begin(int socket, bool torn, qmp_event_fn *on_event, void *arg, struct qmp **ret, struct err *err)
 {
-    _cleanup_close_ int socket = unix_connect(path, deadline, err);
-    if (socket < 0)
-        return socket;
-    int r = take_greeting(socket, deadline, err);
-    if (r < 0)
-        return r;
     struct qmp *qmp = qmp_alloc(socket, on_event, arg);
-    if (!qmp)
+    if (!qmp) {
+        close(socket);
         return err_set(err, ENOMEM, "out of memory connecting to QEMU");
-    TAKE_FD(socket);
-    r = thread_start(&qmp->reader, "qmp", reader_main, qmp);
+    }
+    qmp->torn = torn;
+    qmp->last_id = clock_now(); /* of who was here before us no answer is taken for ours */
+    int r = thread_start(&qmp->reader, "qmp", reader_main, qmp);
     if (r < 0) {
         qmp_free(qmp);
         return err_sys(err, r, "cannot start a thread for QEMU's answers");
     }
     qmp->reading = true;
-    r = qmp_execute(qmp, "qmp_capabilities", NULL, clock_poll_ms(deadline), NULL, err);
-    if (r < 0) {
-        qmp_free(qmp);
-        return r;
-    }
     *ret = qmp;
     return 0;
+}
+
+/* Owns `socket`. `capabilities`: arguments, consumed. */
+static int greet(int socket, json_t *capabilities, int64_t deadline, qmp_event_fn *on_event, void *arg,
+                 struct qmp **ret, struct err *err)
+{
+    struct qmp *qmp = NULL;
+    int r = take_greeting(socket, deadline, err);
+    if (r < 0)
+        close(socket);
+    else
+        r = begin(socket, false, on_event, arg, &qmp, err);
+    if (r < 0) {
+        json_decref(capabilities);
+        return r;
+    }
+    r = qmp_execute(qmp, "qmp_capabilities", capabilities, clock_poll_ms(deadline), NULL, err);
+    if (r < 0)
+        qmp_free(qmp);
+    else
+        *ret = qmp;
+    return r;
+}
+
+int qmp_connect(const char *path, int64_t deadline, qmp_event_fn *on_event, void *arg, struct qmp **ret,
+                struct err *err)
+{
+    /* Its listener was there before it: nobody behind it means that it has ended. */
+    int socket = unix_connect(path, 0, err);
+    return socket < 0 ? socket : greet(socket, NULL, deadline, on_event, arg, ret, err);
+}
+
+int qmp_open_oob(int socket, int64_t deadline, struct qmp **ret, struct err *err)
+{
+    return greet(socket, json_pack("{s:[s]}", "enable", "oob"), deadline, NULL, NULL, ret, err);
+}
+
+int qmp_take_oob(int socket, struct qmp **ret, struct err *err)
+{
+    return begin(socket, true, NULL, NULL, ret, err);
 }
 
 void qmp_free(struct qmp *qmp)
@@ -222,6 +282,7 @@ void qmp_free(struct qmp *qmp)
     close(qmp->socket);
     pthread_cond_destroy(&qmp->changed);
     pthread_mutex_destroy(&qmp->mutex);
+    pthread_mutex_destroy(&qmp->listener);
     free(qmp);
 }
 
@@ -249,7 +310,7 @@ static int wait_answer(struct qmp *qmp, struct call *call, int msec, const char 
     struct timespec until = {.tv_sec = deadline / NSEC_PER_SEC, .tv_nsec = deadline % NSEC_PER_SEC};
     while (!call->answer) {
         if (qmp->dead)
-            return err_set(err, ENOTCONN, "QEMU is gone (command %s)", command);
+            return err_set(err, ECONNRESET, "QEMU is gone (command %s)", command);
         if (pthread_cond_timedwait(&qmp->changed, &qmp->mutex, &until) == ETIMEDOUT && !call->answer)
             return err_set(err, ETIMEDOUT, "QEMU did not answer to %s within %d ms", command, msec);
     }
@@ -286,16 +347,20 @@ static int take_answer(const json_t *answer, const char *command, json_t **ret_v
     return 0;
 }
 
-int qmp_execute(struct qmp *qmp, const char *command, json_t *arguments, int msec, json_t **ret_value,
-                struct err *err)
+static int execute(struct qmp *qmp, const char *how, const char *command, json_t *arguments, int msec,
+                   json_t **ret_value, struct err *err)
 {
     struct call call = {0};
+    if (!qmp) {
+        json_decref(arguments);
+        return err_set(err, ENOTCONN, "there is no connection to QEMU (command %s)", command);
+    }
     pthread_mutex_lock(&qmp->mutex);
     call.id = ++qmp->last_id;
     pthread_mutex_unlock(&qmp->mutex);
 
     _cleanup_json_ json_t *message =
-        json_pack("{s:s, s:I, s:o*}", "execute", command, "id", call.id, "arguments", arguments);
+        json_pack("{s:s, s:I, s:o*}", how, command, "id", call.id, "arguments", arguments);
     _cleanup_free_ char *line = message ? json_dumps(message, JSON_COMPACT) : NULL;
     if (!line)
         return err_set(err, ENOMEM, "out of memory for QEMU's command %s", command);
@@ -309,4 +374,15 @@ int qmp_execute(struct qmp *qmp, const char *command, json_t *arguments, int mse
         r = take_answer(call.answer, command, ret_value, err);
     json_decref(call.answer);
     return r;
+}
+
+int qmp_execute(struct qmp *qmp, const char *command, json_t *arguments, int msec, json_t **ret_value,
+                struct err *err)
+{
+    return execute(qmp, "execute", command, arguments, msec, ret_value, err);
+}
+
+int qmp_execute_oob(struct qmp *qmp, const char *command, json_t *arguments, int msec, struct err *err)
+{
+    return execute(qmp, "exec-oob", command, arguments, msec, NULL, err);
 }

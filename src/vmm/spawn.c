@@ -57,7 +57,7 @@ static void reset_signals(void)
 /* First all of them up out of the way, then down to their places. */
 static int place_fds(const struct spawn *spawn, int *parent)
 {
-    int high[ARRAY_SIZE(((struct qemu_fds *)0)->taps) + 8];
+    int high[ARRAY_SIZE(((struct qemu_fds *)0)->taps) + 10];
     assert(spawn->fd_count <= ARRAY_SIZE(high));
     int log_fd = fcntl(spawn->log_fd, F_DUPFD_CLOEXEC, HIGH_FD);
     int null = open("/dev/null", O_RDONLY | O_CLOEXEC);

@@ -26,7 +26,9 @@ static const char *const type_names[] = {
     [FRAME_CANCEL] = "cancel",     [FRAME_MISSING] = "missing",   [FRAME_FETCH] = "fetch",
     [FRAME_FETCHED] = "fetched",   [FRAME_HOT] = "hot",           [FRAME_RELEASE] = "release",
     [FRAME_RELEASED] = "released", [FRAME_TAKEN] = "taken",       [FRAME_SUMS] = "sums",
-    [FRAME_DIFFER] = "differ",     [FRAME_NEWER] = "newer",
+    [FRAME_DIFFER] = "differ",     [FRAME_NEWER] = "newer",       [FRAME_PACKED] = "packed",
+    [FRAME_KNOWN] = "known",       [FRAME_ANEW] = "anew",         [FRAME_FAULTS] = "faults",
+    [FRAME_RECOVER] = "recover",   [FRAME_RECEIVED] = "received",
 };
 static_assert(sizeof type_names / sizeof *type_names == FRAME_TYPE_END, "a name for each type");
 

@@ -62,7 +62,16 @@ enum frame_type {
     FRAME_TAKEN,    /* u64: so many bytes of a lasting stream, or of its return path, has QEMU here */
     FRAME_SUMS,     /* struct wire_sums_v1, source -> destination: blocks that it may have in a donor */
     FRAME_DIFFER,   /* struct wire_differ_v1 back on the same connection: which of them it has not */
-    FRAME_NEWER, /* struct wire_newer_v1, borrower -> lender; back with bits (disk/split.h): where is it? */
+    FRAME_NEWER,  /* struct wire_newer_v1, borrower -> lender; back with bits (disk/split.h): where is it? */
+    FRAME_PACKED, /* a packet of memory/codec.h, instead of FRAME_STREAM where the destination can unpack it
+                   */
+    FRAME_KNOWN,  /* memory/known.h, destination -> source: pages that a checkpoint there has */
+    FRAME_ANEW, /* source -> destination on data connection 0: no more of this stream of QEMU's comes; another
+                   will, whose memory follows the guest. JSON back on the same connection: a new QEMU waits */
+    FRAME_FAULTS,   /* JSON destination -> source: how long pages take that the guest there waits for */
+    FRAME_RECOVER,  /* JSON source -> destination: both QEMUs' streams are to go on in a new one; JSON back:
+                       the  destination's waits for it */
+    FRAME_RECEIVED, /* memory/resync.h, destination -> source, before that answer: the pages that are there */
     FRAME_TYPE_END
 };
 

@@ -22,7 +22,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
     if (ram < 0 && ((ram = memfd_create("ram", 0)) < 0 || ftruncate(ram, (off_t)(PAGES * COMPARE_PAGE)) < 0 ||
                     pwrite(ram, "x", 1, 20 * COMPARE_PAGE) != 1))
         abort();
-    if (ram_view_open(&compare.ram, ram, PAGES * COMPARE_PAGE, NULL) < 0)
+    if (ram_view_open(&compare.ram, ram, PAGES * COMPARE_PAGE, true, NULL) < 0)
         abort();
     while (size >= 2 && !end) {
         size_t length = MIN((size_t)get_le16(data), size - 2);

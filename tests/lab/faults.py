@@ -16,6 +16,7 @@ from lab import ROOT
 
 SIDES = ("source", "destination")
 STALL = 8  # MOVE_STALL_MS of src/move/session.h: silence after which a peer counts as gone
+GONE = STALL + 2  # seconds after which both sides have noticed it
 MOVE = ROOT / "src" / "move"
 
 
@@ -24,9 +25,10 @@ def stages():
 
 
 def named_points():
-    """Points that stand in the sources in full, beside those of the stage table."""
-    return sorted(point for file in MOVE.glob("*.c") for point in
-                  re.findall(r'fault_point\(err, "(\w+\.\w+\.\w+)"\)', file.read_text()))
+    """Points within a stage that stand in the sources in full, beside those of the stage table. Those of a recovery, which is
+    none, are test_recover.py's."""
+    names = re.compile(rf'fault_point\(err, "(\w+\.(?:{"|".join(stages())})\.\w+)"\)')
+    return sorted(point for file in MOVE.glob("*.c") for point in names.findall(file.read_text()))
 
 
 def points():
@@ -115,8 +117,8 @@ KINDS = {
     "kill-destination-orai-vm": kill("orai-vm", "destination"),
     "kill-destination-qemu": kill("qemu", "destination"),
     "cut-short": cut(2),
-    "cut-long": cut(STALL + 4),
-    "freeze-source": freeze_source(STALL + 4),
+    "cut-long": cut(GONE),
+    "freeze-source": freeze_source(GONE),
     "cancel": cancel,
     "fail": fail,
 }

@@ -31,7 +31,7 @@ NOW = "2026-11-20T21:31:37.000Z"
 def vm(name="web1", **members):
     return {"name": name, "id": ID, "state": "running", "desired": "running", "role": "owner", "epoch": 3,
             "forked": False, "peer": None, "reason": None, "qemu_pid": 4711, "memory": 1 << 30, "cpus": 2,
-            "machine": "pc-q35-7.2", "cpu": "x86-64-v2", "accel": "auto", "autostart": False,
+            "machine": "pc-q35-7.2", "cpu": "x86-64-v2", "accel": "auto", "ram": "shared", "ram_in_use": "shared", "autostart": False,
             "uefi": False,
             "disks": [{"file": "disk0.raw", "type": "disk", "size": 8 << 30, "image": None, "allocated": 5 << 20, "device": None, "generation": 7}],
             "nics": [{"bridge": "br0", "mac": "52:54:00:00:00:01"}], "folder": "/var/lib/orai/vms/web1", "move": None,
@@ -138,7 +138,7 @@ def test_a_wrong_command_line_is_exit_2_and_points_to_the_help():
 def test_help_works_for_every_verb_and_names_every_option():
     overview = orai(None, "help")
     verbs = re.findall(r"^  ((?:peer|image|replica|disk) [a-z]+|[a-z]+)  ", overview.stdout, re.M)
-    assert len(verbs) == 28
+    assert len(verbs) == 29
     for verb in verbs:
         direct, asked = orai(None, *verb.split(), "--help"), orai(None, "help", *verb.split())
         assert direct.returncode == asked.returncode == 0
@@ -322,6 +322,28 @@ def test_start_stop_kill_say_what_the_vm_is_then(oraid):
     assert oraid.asked("POST", "/v1/vms/web1/stop") == [{"timeout_ms": 90000}]
 
 
+def refreshed(name, error=None, **result):
+    state = "failed" if error else "done"
+    return operation(state=state, kind="refresh", error=error, result={"vm": name, "state": "stayed" if error else "done", **result})
+
+
+def test_refresh_says_how_long_the_guest_stood_still(oraid):
+    oraid.on("POST", "/v1/vms/web1/refresh", refreshed("web1", qemu="10.0.2", blackout_ms=6.54))
+    done = orai(oraid, "refresh", "web1")
+    assert done.returncode == 0 and "6.5 ms" in done.stdout and "10.0.2" in done.stdout
+    assert json.loads(orai(oraid, "refresh", "web1", "--format", "json").stdout)["blackout_ms"] == 6.54
+    assert orai(oraid, "refresh").returncode == orai(oraid, "refresh", "web1", "--all").returncode == 2
+
+
+def test_refreshing_all_goes_on_after_a_failure_and_fails(oraid):
+    oraid.on("GET", "/v1/vms", {"vms": [vm(name="web1"), vm(name="web2"), vm(name="web3", state="stopped")]})
+    oraid.on("POST", "/v1/vms/web1/refresh", refreshed("web1", error={"code": "EIO", "text": "no luck"}))
+    oraid.on("POST", "/v1/vms/web2/refresh", refreshed("web2", qemu="10.0.2", blackout_ms=6.54))
+    done = orai(oraid, "refresh", "--all", "--format", "json")
+    assert done.returncode == 1 and "1 of 2" in done.stderr
+    assert [(each["vm"], each["state"]) for each in json.loads(done.stdout)] == [("web1", "stayed"), ("web2", "done")]
+
+
 def test_rm_asks_on_a_terminal_only(oraid):
     oraid.on("DELETE", "/v1/vms/web1", {"ok": True})
     shown, code = on_terminal(oraid, "rm", "web1", typed=b"n\n")
@@ -468,11 +490,12 @@ def test_move_as_json_is_one_object_with_the_progress_elsewhere(oraid):
 def test_move_asks_for_what_was_said(oraid):
     script_move(oraid, operation("done", 2, progress=MOVED, result=MOVED))
     orai(oraid, "move", "web1", "b", "--bandwidth", "500M", "--max-blackout", "200ms", "--timeout", "10m", "--on-timeout",
-         "pause", "--connections", "4")
+         "pause", "--connections", "4", "--throttle", "80",
+         "--verify-memory")
     orai(oraid, "move", "web1", "b")
     assert oraid.asked("POST", "/v1/vms/web1/move") == [
         {"to": "b", "bandwidth": 62500000, "max_blackout_ms": 200, "timeout_ms": 600000, "on_timeout": "pause",
-         "connections": 4}, {"to": "b"}]
+         "connections": 4, "throttle": 80, "verify_memory": True}, {"to": "b"}]
 
 
 def test_a_dry_run_shows_the_prediction(oraid):

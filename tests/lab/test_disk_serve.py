@@ -17,6 +17,8 @@ import time
 
 import pytest
 
+from host import wait_until
+
 ROOT = pathlib.Path(__file__).parents[2]
 BUILD = pathlib.Path(os.environ.get("ORAI_BUILD", ROOT / "build")).resolve()
 ORAI = str(BUILD / "orai")
@@ -259,6 +261,7 @@ def tester(tmp_path_factory):
     return home
 
 
+@pytest.mark.together("nbd-tester")  # which the first of them builds
 @pytest.mark.parametrize("options", [["-i", "-t", "integrity-test.tr"], ["-o"], ["-h"], ["-w", "-f"], ["-l", "-w"]],
                          ids=["integrity", "oversize", "handshake", "flush", "loose-order"])
 def test_nbd_tester_client(serve, tester, options):
@@ -350,7 +353,7 @@ def test_a_crowd_of_silent_clients_costs_little_and_disturbs_nobody(serve, folde
     fio = subprocess.Popen(["fio", "--name=v", "--ioengine=nbd", f"--uri={server.uri}", "--rw=randwrite", "--bs=4k",
                             "--iodepth=16", "--size=32M", "--time_based", "--runtime=3", "--verify=crc32c",
                             f"--aux-path={folder}"], stdout=subprocess.DEVNULL)
-    time.sleep(0.5)
+    wait_until(lambda: server.image.stat().st_blocks, 20, "fio writes")
     crowd = []
     for _ in range(100):
         client = socket.socket(socket.AF_UNIX)

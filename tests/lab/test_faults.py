@@ -205,7 +205,7 @@ def test_a_link_lost_for_good_at_the_commit_waits_for_a_human(labs, guests):
     lab.a.wait_fault_reached(guest.name, "source.commit.written")
     lab.b.link.cut()
     lab.a.clear_fault(guest.name)
-    time.sleep(faults.STALL + 4)
+    time.sleep(faults.GONE)
     assert lab.where(guest.name)["a"] == "committed" and lab.where(guest.name)["b"] != "running"
     with pytest.raises(OraiError) as failure:
         lab.a.orai("start", guest.name, timeout=60)

@@ -18,6 +18,8 @@ from host import MIB, PORT, wait_until
 from lab import BUILD
 from test_postcopy import borrows, check_whole, split, whole  # noqa: F401 (split is a fixture)
 
+pytestmark = pytest.mark.alone
+
 SANITIZED = b"__asan_init" in (BUILD / "orai-vm").read_bytes()
 # docs/threat-model.md, "What it may cost"
 MEMORY = (64 * MIB) * (8 if SANITIZED else 1)

@@ -11,6 +11,7 @@ from host import MIB, OraiError, wait_until
 
 SLOW, FAST = 40_000_000, 1_000_000_000  # bits per second
 SPLIT = ("--mode", "postcopy")
+LONG = pytest.mark.long
 
 
 def borrows(host, guest):
@@ -89,9 +90,9 @@ def finish(lab, guest):
 
 
 @pytest.mark.parametrize("who,point", [
-    ("a", "source.pause.end"), ("b", "destination.pause.end"), ("a", "source.commit.written"),
-    ("b", "destination.commit.written"), ("a", "source.finish.begin"), ("b", "destination.finish.begin"),
-    ("b", "fetch.begin"), ("b", "fetch.whole"), ("b", "fetch.release"), ("a", "lend.release"), ("a", "lend.released")])
+    ("a", "source.pause.end"), pytest.param("b", "destination.pause.end", marks=LONG), ("a", "source.commit.written"),
+    ("b", "destination.commit.written"), pytest.param("a", "source.finish.begin", marks=LONG),
+    pytest.param("b", "destination.finish.begin", marks=LONG), ("b", "fetch.begin"), ("b", "fetch.whole"), ("b", "fetch.release"), ("a", "lend.release"), ("a", "lend.released")])
 def test_killed_at_each_step(labs, guests, who, point):
     """Whichever orai-vm is killed where: the guest runs on one host, and all of its disk comes there."""
     lab = labs("a", "b")
@@ -120,7 +121,7 @@ def test_a_killed_orai_vm_goes_on_where_it_was(split, who):
     finish(lab, guest)
 
 
-@pytest.mark.parametrize("who", ["a", "b"])
+@pytest.mark.parametrize("who", [pytest.param("a", marks=LONG), "b"])
 def test_a_restarted_oraid_changes_nothing(split, who):
     lab, guest = split()
     getattr(lab, who).kill("oraid", guest.name)
@@ -252,7 +253,7 @@ def test_a_lender_that_missed_the_end_takes_the_vm_again(split):
     check_whole(guest, lab.a)
 
 
-@pytest.mark.parametrize("how", ["start", "drop"])
+@pytest.mark.parametrize("how", ["start", pytest.param("drop", marks=LONG)])
 def test_a_borrower_that_is_lost_for_good(split, how):
     """What b had written is lost with it. A human says so; nothing else ends the lending."""
     lab, guest = split(records=3000)

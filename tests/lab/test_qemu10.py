@@ -9,7 +9,9 @@ import pytest
 
 from host import wait_until
 from lab import CACHE
-from test_move import check_equal_here_and_there, move, move_back_cheaply, refused
+from test_move import check_equal_here_and_there, move_back_cheaply, move_unnoticed, refused
+
+pytestmark = pytest.mark.alone
 
 NEW_QEMU = CACHE / "qemu-10.0" / "qemu-system-x86_64"  # a script, which becomes:
 NEW_PROGRAM = CACHE / "qemu-10.0" / "root" / "usr" / "bin" / "qemu-system-x86_64"
@@ -36,9 +38,9 @@ def running_qemu(guest, host):
 def there_and_back(guest, one, other):
     """Twice on each host, with load; the second visits are cheap, and memory, disk and connection are whole."""
     guest.ask("write 2000")
-    move(guest, one, other)
+    move_unnoticed(guest, one, other)
     written = guest.quiet()["written"]
-    move(guest, other, one)
+    move_unnoticed(guest, other, one)
     check_equal_here_and_there(guest, one, other)
 
     guest.ask("dirty 2")

@@ -9,7 +9,7 @@ import time
 
 import pytest
 
-from faults import STALL
+from faults import GONE
 from host import wait_until
 from images import differing_blocks
 from test_faults import check_whole, settle
@@ -46,7 +46,7 @@ STRIKES = {
     "kill-source-oraid": lambda source, destination, name: kill_oraid(source),
     "kill-destination-oraid": lambda source, destination, name: kill_oraid(destination),
     "cut-short": lambda source, destination, name: cut(destination, 1),
-    "cut-long": lambda source, destination, name: cut(destination, STALL + 4),
+    "cut-long": lambda source, destination, name: cut(destination, GONE),
     "cancel": lambda source, destination, name: source.orai("cancel", name, check=False),
 }
 

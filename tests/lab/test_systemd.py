@@ -16,6 +16,8 @@ from host import wait_until
 from lab import ROOT
 from test_move import move
 
+pytestmark = pytest.mark.alone
+
 
 @pytest.fixture(scope="module")
 def package():

@@ -170,6 +170,7 @@ static void values_are_checked_and_the_option_is_named(void **state)
     assert_refused(PARSE(&args, &err, "create", "x", "--cpus", "-1"), &err, "--cpus");
     assert_refused(PARSE(&args, &err, "create", "x", "--cpus", "99999999999999999999"), &err, "--cpus");
     assert_refused(PARSE(&args, &err, "create", "x", "--accel", "kv"), &err, "auto|kvm|tcg");
+    assert_refused(PARSE(&args, &err, "create", "x", "--ram", "hug"), &err, "shared|private|huge");
     assert_refused(PARSE(&args, &err, "create", "x", "--disk", "1G", "--disk", "?"), &err, "--disk");
     assert_refused(PARSE(&args, &err, "list", "--format", ""), &err, "--format");
     assert_refused(PARSE(&args, &err, "move", "a", "b", "--timeout"), &err, "needs a value");

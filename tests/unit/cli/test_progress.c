@@ -188,6 +188,29 @@ static void a_line_never_wraps(void **state)
     assert_string_equal(text, "\rdisk        round …\033[K\n");
 }
 
+static void what_stands_in_the_way_is_said_once(void **state)
+{
+    (void)state;
+    char *text = NULL;
+    size_t size;
+    FILE *out = open_memstream(&text, &size);
+    struct progress progress = {.out = out, .style = {.width = 120}};
+    _cleanup_json_ json_t *move = json_loads(MOVE("memory", "0", "false"), 0, NULL);
+    for (int64_t i = 0; i < 6; i++) {
+        if (i == 2)
+            json_object_set_new(move, "obstacle", json_string("it \033writes too fast"));
+        progress_show(&progress, move, i * 200 * NSEC_PER_MSEC);
+    }
+    json_object_set_new(move, "obstacle", json_null());
+    progress_show_obstacle(&progress, move);
+    progress_end(&progress);
+    fclose(out);
+    assert_int_equal(count_of(text, "writes too fast\n"), 1);
+    assert_int_equal(count_of(text, "\033writes"), 0);
+    assert_int_equal(count_of(text, "\n"), 3);
+    free(text);
+}
+
 static void nothing_known_shows_nothing(void **state)
 {
     const struct shown moves[] = {{"{}", 0}};
@@ -212,6 +235,7 @@ int main(void)
         cmocka_unit_test(without_a_terminal_a_new_phase_is_shown_at_once),
         cmocka_unit_test(a_terminal_gets_one_rewritten_line_per_phase),
         cmocka_unit_test(a_line_never_wraps),
+        cmocka_unit_test(what_stands_in_the_way_is_said_once),
         cmocka_unit_test(nothing_known_shows_nothing),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

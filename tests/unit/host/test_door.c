@@ -37,8 +37,7 @@ static int start(void **state)
     struct test_host *t = &r->test;
     struct err err = ERR_NONE;
     char run[PATH_MAX];
-    snprintf(t->dir, sizeof t->dir, "/var/tmp/orai-test-host-XXXXXX");
-    assert_non_null(mkdtemp(t->dir));
+    assert_int_equal(scratch_make(t->dir, sizeof t->dir), 0);
     snprintf(t->run, sizeof t->run, "%s/run", t->dir);
     snprintf(t->registry, sizeof t->registry, "%s/registry.db", t->dir);
     vm_run_dir(&(struct host){.options.run_dir = t->run}, "web1", run);

@@ -92,7 +92,8 @@ static void only_the_work_that_is_meant_is_asked_to_end(void **state)
 static void after_a_kill_moves_go_on_and_own_work_has_failed(void **state)
 {
     struct test_host *t = *state;
-    struct id move = begin(t, "move", "web1"), add = begin(t, "image-add", "debian");
+    struct id move = begin(t, "move", "web1"), add = begin(t, "image-add", "debian"),
+              refresh = begin(t, "refresh", "web1");
     struct err err;
     _cleanup_json_ json_t *row = json_pack("{s:s, s:s, s:s}", "name", "web1", "id",
                                            "00000000000000000000000000000001", "desired", "running");
@@ -103,10 +104,27 @@ static void after_a_kill_moves_go_on_and_own_work_has_failed(void **state)
     test_host_reopen(t);
     _cleanup_json_ json_t *a = get(t, &move);
     _cleanup_json_ json_t *b = get(t, &add);
+    _cleanup_json_ json_t *c = get(t, &refresh);
     assert_string_equal(json_str(a, "state", ""), "running");
+    assert_string_equal(json_str(c, "state", ""), "running");
     assert_string_equal(json_str(b, "state", ""), "failed");
     assert_string_equal(json_str(json_object_get(b, "error"), "code", ""), "EOWNERDEAD");
     assert_int_equal(vm_begin_move(t->host.vms, "web1", &add, &err), -EBUSY); /* it is still that move */
+}
+
+static void a_first_progress_outlives_a_kill_until_there_is_a_second(void **state)
+{
+    struct test_host *t = *state;
+    struct id id = id_random();
+    struct err err;
+    json_t *first = json_pack("{s:s}", "replaces", "12 34 56");
+    assert_int_equal(operation_begin_with(t->host.operations, &id, "refresh", "web1", first, &err), 0);
+    test_host_reopen(t);
+    _cleanup_json_ json_t *after = get(t, &id);
+    assert_string_equal(json_str(json_object_get(after, "progress"), "replaces", ""), "12 34 56");
+    operation_progress(t->host.operations, &id, json_pack("{s:i}", "n", 1));
+    _cleanup_json_ json_t *now = get(t, &id);
+    assert_int_equal(json_u64(json_object_get(now, "progress"), "n", 0), 1);
 }
 
 static void a_move_of_a_vm_that_is_gone_has_failed_after_a_kill(void **state)
@@ -203,6 +221,7 @@ int main(void)
         HOST_TEST(a_cancelled_end_has_its_own_state),
         HOST_TEST(only_the_work_that_is_meant_is_asked_to_end),
         HOST_TEST(after_a_kill_moves_go_on_and_own_work_has_failed),
+        HOST_TEST(a_first_progress_outlives_a_kill_until_there_is_a_second),
         HOST_TEST(a_move_of_a_vm_that_is_gone_has_failed_after_a_kill),
         HOST_TEST(lists_are_newest_first_and_by_subject),
         HOST_TEST(followers_read_each_event_once_in_order),

@@ -256,6 +256,14 @@ static void a_stopped_vm_does_not_stop_move_or_cancel(void **state)
                   "this host");
     expect_status(t, CALLER_LOCAL, "POST", "/v1/vms/own/move",
                   json_pack("{s:s, s:s}", "to", "b", "on_timeout", "x"), 400, NULL);
+    expect_status(t, CALLER_LOCAL, "POST", "/v1/vms/own/move",
+                  json_pack("{s:s, s:i}", "to", "b", "throttle", 100), 400, NULL);
+    expect_status(t, CALLER_LOCAL, "POST", "/v1/vms/own/move",
+                  json_pack("{s:s, s:i, s:s}", "to", "b", "throttle", 50, "memory", "postcopy"), 400, NULL);
+    expect_status(t, CALLER_LOCAL, "POST", "/v1/vms/own/move",
+                  json_pack("{s:s, s:b, s:s, s:i}", "to", "b", "verify_memory", 1, "on_timeout", "postcopy",
+                            "timeout_ms", 1000),
+                  400, NULL);
 }
 
 static void a_config_may_change_but_not_the_vms_identity_or_disks(void **state)
@@ -362,6 +370,7 @@ static void a_bad_request_is_refused_at_once(void **state)
         {"{\"name\": \"x\", \"cdrom\": \"/dev/null\"}", "cdrom"},
         {"{\"name\": \"x\", \"uefi\": 1}", "uefi"},
         {"{\"name\": \"x\", \"accel\": \"xen\"}", "accel"},
+        {"{\"name\": \"x\", \"ram\": \"sheep\"}", "ram"},
         {"{\"name\": \"x\", \"kernel\": \"relative\"}", "absolute"},
         {"{\"name\": \"x\", \"kernel\": \"/no/such/file\"}", "kernel"},
         {"{\"name\": \"x\", \"kernel\": \"/dev/null\"}", "neither a file"},

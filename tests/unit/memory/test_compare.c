@@ -5,6 +5,7 @@
 #include "base/macro.h"
 
 #include <errno.h>
+#include <linux/memfd.h>
 #include <setjmp.h>
 #include <stdarg.h>
 #include <string.h>
@@ -14,6 +15,7 @@
 
 #define PAGES UINT64_C(3000)
 #define RAM (PAGES * COMPARE_PAGE)
+#define TWO_HUGE (4 * MiB)
 
 static int make_ram(void)
 {
@@ -40,8 +42,8 @@ static size_t compare_all(int source, int destination, uint64_t *ret_first)
     bool end = false;
     struct ram_view from;
     compare = (struct compare){0};
-    assert_int_equal(ram_view_open(&from, source, RAM, NULL), 0);
-    assert_int_equal(ram_view_open(&compare.ram, destination, RAM, NULL), 0);
+    assert_int_equal(ram_view_open(&from, source, RAM, false, NULL), 0);
+    assert_int_equal(ram_view_open(&compare.ram, destination, RAM, true, NULL), 0);
     while (!end) {
         compare_hashes(&from, &page, message, &size);
         assert_int_equal(compare_check(&compare, message, size, &end, NULL), 0);
@@ -59,7 +61,7 @@ static void test_a_view_is_filled_piece_by_piece(void **state)
     (void)state;
     _cleanup_close_ int ram = make_ram();
     struct ram_view view;
-    assert_int_equal(ram_view_open(&view, ram, RAM, NULL), 0);
+    assert_int_equal(ram_view_open(&view, ram, RAM, false, NULL), 0);
     uint64_t last = 0;
     while (ram_view_populate(&view)) {
         assert_true(view.populated > last && view.populated < PAGES);
@@ -121,7 +123,7 @@ static void refuse(uint64_t first, size_t size)
     uint8_t message[COMPARE_MESSAGE] = {0};
     bool end;
     compare = (struct compare){.next = 10};
-    assert_int_equal(ram_view_open(&compare.ram, ram, RAM, NULL), 0);
+    assert_int_equal(ram_view_open(&compare.ram, ram, RAM, false, NULL), 0);
     put_le64(message, first);
     assert_int_equal(compare_check(&compare, message, size, &end, NULL), -EPROTO);
     compare_done(&compare);
@@ -137,6 +139,42 @@ static void test_hashes_out_of_order_or_range_are_refused(void **state)
     refuse(10, 13);
 }
 
+/* Replaces two pages of `fd`, and finds them there. */
+static void replace_two(int fd)
+{
+    static const uint64_t pages[] = {1, TWO_HUGE / COMPARE_PAGE - 1};
+    struct compare compare = {0};
+    uint8_t bytes[COMPARE_PAGE];
+    assert_int_equal(ram_view_open(&compare.ram, fd, TWO_HUGE, true, NULL), 0);
+    for (size_t i = 0; i < ARRAY_SIZE(pages); i++) {
+        memset(bytes, 7 + (int)i, sizeof bytes);
+        assert_int_equal(compare_write(&compare, pages[i], bytes, NULL), 0);
+        assert_memory_equal(compare.ram.bytes + pages[i] * COMPARE_PAGE, bytes, sizeof bytes);
+    }
+    assert_int_equal(compare.ram.bytes[0], 0);
+    compare_done(&compare);
+}
+
+static void test_pages_are_replaced(void **state)
+{
+    (void)state;
+    _cleanup_close_ int ram = memfd_create("ram", MFD_CLOEXEC);
+    assert_int_equal(ftruncate(ram, TWO_HUGE), 0);
+    replace_two(ram);
+}
+
+static void test_pages_in_huge_ones_are_replaced(void **state)
+{
+    (void)state;
+    _cleanup_close_ int ram = memfd_create("ram", MFD_CLOEXEC | MFD_HUGETLB | MFD_HUGE_2MB);
+    void *map = ram < 0 || ftruncate(ram, TWO_HUGE) < 0 ? MAP_FAILED
+                                                        : mmap(NULL, TWO_HUGE, PROT_READ, MAP_SHARED, ram, 0);
+    if (map == MAP_FAILED)
+        skip(); /* none are set aside here */
+    munmap(map, TWO_HUGE);
+    replace_two(ram);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -146,6 +184,8 @@ int main(void)
         cmocka_unit_test(test_what_the_source_never_wrote_must_be_zero),
         cmocka_unit_test(test_a_page_of_zeroes_equals_a_hole),
         cmocka_unit_test(test_hashes_out_of_order_or_range_are_refused),
+        cmocka_unit_test(test_pages_are_replaced),
+        cmocka_unit_test(test_pages_in_huge_ones_are_replaced),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -10,6 +10,8 @@
 #include <cmocka.h>
 // clang-format on
 
+#include "../scratch.h"
+
 #include "base/clock.h"
 #include "base/file.h"
 #include "base/macro.h"
@@ -41,8 +43,7 @@ static int setup(void **state)
     sink.bytes = sink.checksum = 0;
     sink.ends = 0;
     sink.hold = sink.fail = false;
-    snprintf(folder, sizeof folder, "/tmp/orai-test-XXXXXX");
-    if (!mkdtemp(folder))
+    if (scratch_make(folder, sizeof folder) < 0)
         return -1;
     snprintf(path, sizeof path, "%s/migrate.sock", folder);
     return 0;

@@ -7,6 +7,7 @@
 
 #include "move/arrival.h"
 
+#include <sys/mman.h>
 #include <xxhash.h>
 
 #define SIZE ((size_t)SPLIT_SIZE)
@@ -267,6 +268,26 @@ static void test_what_a_disk_lacks_must_be_of_its_size(void **state)
     arrival.fetch = NULL;
 }
 
+/* --- memory ------------------------------------------------------------------------------------------------
+ */
+
+static void test_a_seed_that_makes_no_sense_is_refused(void **state)
+{
+    _cleanup_json_ json_t *base = json_pack("{s:s}", "memory_seed", "0011"), *none = json_object();
+    const struct id vm = {{1}};
+    const struct checkpoint_head head = {.vm = vm, .ram = 2 * MiB};
+    int ram = memfd_create("ram", MFD_CLOEXEC);
+    assert_int_equal(ftruncate(ram, (off_t)head.ram), 0);
+    assert_int_equal(arrival_hash_checkpoint(&arrival, base, NULL), 0); /* there is no checkpoint */
+    assert_ok(checkpoint_save(folder, ram, &head, &err));
+    assert_ok(checkpoint_open(folder, &vm, head.ram, &arrival.checkpoint, &err));
+    assert_int_equal(arrival_hash_checkpoint(&arrival, base, NULL), -EPROTO);
+    assert_int_equal(arrival_hash_checkpoint(&arrival, none, NULL), 0); /* the source does without */
+    assert_false(arrival.telling);
+    checkpoint_close(arrival.checkpoint);
+    close(ram);
+}
+
 static void test_sums_out_of_turn_are_refused(void **state)
 {
     struct err why = ERR_NONE;
@@ -297,6 +318,7 @@ int main(void)
         TEST(test_claims_that_make_no_sense_are_refused),
         TEST(test_what_a_disk_lacks_is_said_once_and_of_a_disk_that_there_is),
         TEST(test_what_a_disk_lacks_must_be_of_its_size),
+        TEST(test_a_seed_that_makes_no_sense_is_refused),
         TEST(test_sums_out_of_turn_are_refused),
     };
     return cmocka_run_group_tests_name("arrival_lies", tests, NULL, NULL);

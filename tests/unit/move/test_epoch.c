@@ -10,6 +10,8 @@
 #include <cmocka.h>
 // clang-format on
 
+#include "../scratch.h"
+
 #include "base/file.h"
 #include "base/macro.h"
 #include "move/epoch.h"
@@ -34,8 +36,7 @@ static const struct epoch_record committed = {
 
 static int setup(void **state)
 {
-    snprintf(folder, sizeof folder, "/var/tmp/orai-test-XXXXXX");
-    if (!mkdtemp(folder))
+    if (scratch_make(folder, sizeof folder) < 0)
         return -1;
     snprintf(path, sizeof path, "%s/epoch.json", folder);
     return 0;

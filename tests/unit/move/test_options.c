@@ -62,7 +62,8 @@ static void test_defaults(void **state)
     assert_int_equal(options.max_blackout_ms, 300);
     assert_int_equal(options.timeout_ms, 0);
     assert_int_equal(options.connections, 2);
-    assert_false(options.pause_on_timeout);
+    assert_int_equal(options.throttle, 0);
+    assert_int_equal(options.on_timeout, MOVE_CANCEL);
 }
 
 static void test_every_option_is_taken(void **state)
@@ -73,9 +74,15 @@ static void test_every_option_is_taken(void **state)
     assert_int_equal(parse_with("bandwidth", json_integer(60000000), &options), 0);
     assert_int_equal(options.bandwidth, 60000000);
     assert_int_equal(parse_with("on_timeout", json_string("pause"), &options), 0);
-    assert_true(options.pause_on_timeout);
+    assert_int_equal(options.on_timeout, MOVE_PAUSE);
+    assert_int_equal(parse_with("on_timeout", json_string("postcopy"), &options), 0);
+    assert_int_equal(options.on_timeout, MOVE_FOLLOW);
     assert_int_equal(parse_with("connections", json_integer(8), &options), 0);
     assert_int_equal(options.connections, 8);
+    assert_int_equal(parse_with("throttle", json_integer(99), &options), 0);
+    assert_int_equal(options.throttle, 99);
+    assert_int_equal(parse_with("verify_memory", json_true(), &options), 0);
+    assert_true(options.verify_memory);
 }
 
 /* "dry_run": "yes" taken for missing would be a real move. */
@@ -101,6 +108,23 @@ static void test_amounts_out_of_range_are_refused(void **state)
     assert_refused("timeout_ms", json_integer(INT64_MAX)); /* as nanoseconds it would overflow */
     assert_refused("max_blackout_ms", json_integer(INT64_MAX));
     assert_refused("on_timeout", json_string("explode"));
+    assert_refused("throttle", json_integer(100));
+    assert_refused("throttle", json_integer(-1));
+    assert_refused("throttle", json_real(50));
+    assert_refused("verify_memory", json_integer(1));
+}
+
+static void test_what_follows_the_guest_is_neither_slowed_down_for_nor_verified(void **state)
+{
+    static const char *const members[] = {"throttle", "verify_memory"};
+    for (size_t i = 0; i < ARRAY_SIZE(members); i++) {
+        _cleanup_json_ json_t *json = sample();
+        struct move_options options;
+        json_object_set_new(json, members[i], i == 0 ? json_integer(50) : json_true());
+        assert_int_equal(move_options_from_json(json, &options, NULL), 0);
+        json_object_set_new(json, "memory", json_string("postcopy"));
+        assert_int_equal(move_options_from_json(json, &options, NULL), -EINVAL);
+    }
 }
 
 static void test_a_peer_that_makes_no_sense_is_refused(void **state)
@@ -124,6 +148,7 @@ int main(void)
         cmocka_unit_test(test_every_option_is_taken),
         cmocka_unit_test(test_a_member_of_another_type_is_refused),
         cmocka_unit_test(test_amounts_out_of_range_are_refused),
+        cmocka_unit_test(test_what_follows_the_guest_is_neither_slowed_down_for_nor_verified),
         cmocka_unit_test(test_a_peer_that_makes_no_sense_is_refused),
     };
     return cmocka_run_group_tests_name("options", tests, NULL, NULL);

@@ -54,9 +54,10 @@ static const json_t *look(void)
 static void test_all_members_are_there_from_the_beginning(void **state)
 {
     static const char *const members[] = {
-        "move",       "vm",         "from",        "to",         "role",      "stage",      "phase",
-        "state",      "dry_run",    "disk",        "memory",     "rate",      "dirty_rate", "eta_ms",
-        "converging", "elapsed_ms", "blackout_ms", "running_ms", "predicted", "notes",      "error"};
+        "move",       "vm",     "from",       "to",         "role",        "stage",
+        "phase",      "state",  "dry_run",    "disk",       "memory",      "rate",
+        "dirty_rate", "eta_ms", "converging", "elapsed_ms", "blackout_ms", "running_ms",
+        "predicted",  "notes",  "error",      "obstacle",   "throttle",    "throttle_most"};
     look();
     for (size_t i = 0; i < ARRAY_SIZE(members); i++)
         if (!json_object_get(json, members[i]))
@@ -79,6 +80,8 @@ static void test_numbers_are_shown_as_they_were_set(void **state)
     numbers.blackout_ms = 61;
     numbers.running_ms = 412;
     numbers.memory_later = 7;
+    numbers.faults.count = 12;
+    numbers.faults.median_usec = 2500;
     progress_set(progress, &numbers);
     const json_t *disk = json_object_get(look(), "disk");
     assert_int_equal(json_u64(disk, "total_bytes", 0), 300);
@@ -88,6 +91,8 @@ static void test_numbers_are_shown_as_they_were_set(void **state)
     assert_int_equal(json_u64(json, "blackout_ms", 0), 61);
     assert_int_equal(json_u64(json, "running_ms", 0), 412);
     assert_int_equal(json_u64(json_object_get(json, "memory"), "later_bytes", 0), 7);
+    assert_int_equal(json_u64(json_object_get(json, "memory"), "faults", 0), 12);
+    assert_true(json_real_value(json_object_get(json_object_get(json, "memory"), "fault_ms")) == 2.5);
 }
 
 static void test_the_rate_and_the_end_are_estimated(void **state)
@@ -100,6 +105,33 @@ static void test_the_rate_and_the_end_are_estimated(void **state)
     uint64_t rate = json_u64(look(), "rate", 0), eta = json_u64(json, "eta_ms", 0);
     assert_in_range(rate, 1 * MiB, 100 * MiB); /* 25 MiB in a quarter of a second or longer */
     assert_in_range(eta, 100 * MiB * 1000 / rate - 2, 100 * MiB * 1000 / rate + 2);
+}
+
+static void test_what_stands_in_the_way_comes_and_goes(void **state)
+{
+    assert_true(json_is_null(json_object_get(look(), "obstacle")));
+    progress_obstacle(progress, "the guest writes too fast");
+    assert_string_equal(json_str(look(), "obstacle", ""), "the guest writes too fast");
+    progress_obstacle(progress, NULL);
+    assert_true(json_is_null(json_object_get(look(), "obstacle")));
+}
+
+static void test_a_dirty_rate_that_is_not_known_is_null(void **state)
+{
+    struct prediction prediction = {.known = true, .converges = true};
+    progress_predict(progress, &prediction);
+    const json_t *predicted = json_object_get(look(), "predicted");
+    assert_true(json_is_null(json_object_get(predicted, "dirty_bytes_per_second")));
+    prediction.dirty_rate_known = true;
+    prediction.dirty_rate = 4711;
+    prediction.converges = false;
+    prediction.endless = true;
+    progress_predict(progress, &prediction);
+    predicted = json_object_get(look(), "predicted");
+    assert_int_equal(json_u64(predicted, "dirty_bytes_per_second", 0), 4711);
+    assert_true(json_is_false(json_object_get(predicted, "converges")));
+    assert_true(json_is_null(json_object_get(predicted, "seconds")));
+    assert_true(json_is_null(json_object_get(predicted, "memory_bytes")));
 }
 
 static void test_there_is_no_end_in_sight_when_the_guest_is_faster(void **state)
@@ -163,6 +195,8 @@ int main(void)
         TEST(test_all_members_are_there_from_the_beginning),
         TEST(test_numbers_are_shown_as_they_were_set),
         TEST(test_the_rate_and_the_end_are_estimated),
+        TEST(test_what_stands_in_the_way_comes_and_goes),
+        TEST(test_a_dirty_rate_that_is_not_known_is_null),
         TEST(test_there_is_no_end_in_sight_when_the_guest_is_faster),
         TEST(test_an_end_in_centuries_is_none),
         TEST(test_the_end_is_shown_with_its_reason),

@@ -3,6 +3,7 @@
  * Two streams over real links, with a plain socket as QEMU at each end. Threads meet here: run under the
  * thread sanitizer too.
  */
+#include "../memory/stream_maker.h"
 #include "base/endian.h"
 #include "move/stream.h"
 #include "move_test.h"
@@ -25,8 +26,14 @@ static int on_frame(void *arg, struct link *link, const struct frame *frame, con
                     struct err *err)
 {
     struct side *side = arg;
-    return frame->type == FRAME_TAKEN ? stream_peer_took(side->stream, payload, frame->length, err)
-                                      : stream_take(side->stream, link, payload, frame->length, err);
+    switch (frame->type) {
+    case FRAME_TAKEN:
+        return stream_peer_took(side->stream, payload, frame->length, err);
+    case FRAME_PACKED:
+        return stream_take_packed(side->stream, link, payload, frame->length, err);
+    default:
+        return stream_take(side->stream, link, payload, frame->length, err);
+    }
 }
 
 static void on_closed(void *arg, struct link *link, const struct err *err)
@@ -71,8 +78,11 @@ static struct sockaddr_un address_of(const struct side *side)
     return address;
 }
 
-static void open_streams(bool lasting)
+enum kind { PLAIN, PACKED, LASTING, LASTING_PACKED };
+
+static void open_streams(enum kind kind)
 {
+    bool lasting = kind >= LASTING;
     snprintf(source.path, sizeof source.path, "%s/migrate.sock", folder);
     snprintf(destination.path, sizeof destination.path, "%s/incoming.sock", folder);
     struct sockaddr_un there = address_of(&destination), here = address_of(&source);
@@ -84,9 +94,15 @@ static void open_streams(bool lasting)
     destination.qemu = accept4(listener, NULL, NULL, SOCK_CLOEXEC);
     close(listener);
     assert_ok(stream_listen(source.path, getuid(), lasting, &source.stream, &err));
+    if (kind == PACKED || kind == LASTING_PACKED) {
+        const struct stream_ahead ahead = {.most = 8 * MiB};
+        assert_ok(stream_pack(source.stream, NULL, lasting ? NULL : &ahead, &err));
+        assert_ok(stream_unpack(destination.stream, NULL, NULL, &err));
+    }
     assert_ok(stream_admit(source.stream, &err));
     source.qemu = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
     assert_int_equal(connect(source.qemu, (struct sockaddr *)&here, sizeof here), 0);
+    assert_true(eventually(access(source.path, F_OK) < 0)); /* it has been accepted */
 }
 
 static void close_streams(void)
@@ -154,17 +170,67 @@ static void run_threads(void *(*meanwhile)(void *))
 
 static void test_every_byte_comes_in_order(void **state)
 {
-    for (int lasting = 0; lasting < 2; lasting++) {
-        open_streams(lasting);
+    for (enum kind kind = PLAIN; kind <= LASTING_PACKED; kind++) {
+        open_streams(kind);
         start_links();
         attach(0, 0);
-        stream_widen(source.stream);
+        stream_widen(source.stream, 16 * MiB);
         run_threads(NULL);
         assert_int_equal(stream_bytes(source.stream), TOTAL);
         assert_true(eventually(stream_taken(destination.stream) == TOTAL));
         stop_links();
         close_streams();
     }
+}
+
+/* Packets that stand for very much must not lie between the hosts. */
+static void test_a_packed_stream_is_not_far_ahead(void **state)
+{
+    static struct maker maker;
+    size_t written = 0;
+    open_streams(PACKED);
+    start_links();
+    attach(0, 0);
+    maker.size = 0;
+    put_beginning(&maker, 1 << 24);
+    put_part(&maker);
+    struct timeval patience = {.tv_usec = 500000};
+    setsockopt(source.qemu, SOL_SOCKET, SO_SNDTIMEO, &patience, sizeof patience);
+    for (uint64_t page = 0;
+         send(source.qemu, maker.bytes, maker.size, MSG_NOSIGNAL) == (ssize_t)maker.size;) {
+        written += maker.size;
+        assert_true(written < 64 * MiB);
+        for (maker.size = 0; maker.size < 1000 * QSTREAM_ZERO_RECORD; page++)
+            put_zero(&maker, page);
+    }
+    assert_in_range(written, 4 * MiB, 16 * MiB);
+    assert_true(stream_count(source.stream).sent < MiB);
+    stream_stop(source.stream);
+    stream_stop(destination.stream);
+    stop_links();
+    close_streams();
+}
+
+static void test_packets_that_were_not_agreed_on_are_refused(void **state)
+{
+    uint8_t packet[CODEC_HEADER] = {0}, taken[8] = {0};
+    open_streams(PLAIN);
+    start_links();
+    attach(0, 0);
+    assert_int_equal(stream_take_packed(destination.stream, destination.link, packet, sizeof packet, NULL),
+                     -EPROTO);
+    assert_int_equal(stream_peer_took(source.stream, taken, 8, NULL), -EPROTO);
+    stop_links();
+    close_streams();
+
+    open_streams(PACKED);
+    start_links();
+    attach(0, 0);
+    assert_int_equal(stream_take_packed(destination.stream, destination.link, packet, 3, NULL), -EPROTO);
+    taken[0] = 1;
+    assert_int_equal(stream_peer_took(source.stream, taken, 8, NULL), -EPROTO);
+    stop_links();
+    close_streams();
 }
 
 static void *cut_again_and_again(void *unused)
@@ -182,11 +248,182 @@ static void *cut_again_and_again(void *unused)
 
 static void test_a_lasting_stream_goes_on_over_new_connections(void **state)
 {
-    open_streams(true);
+    for (int way = 0; way < 4; way++) {
+        open_streams(way / 2 ? LASTING_PACKED : LASTING);
+        if (way % 2) /* these bytes mean nothing to them, and pass */
+            assert_ok(stream_keep_holes(destination.stream, "ram", 64 * MiB, &err));
+        start_links();
+        attach(0, 0);
+        stream_widen(source.stream, 16 * MiB);
+        run_threads(cut_again_and_again);
+        stop_links();
+        close_streams();
+    }
+}
+
+static bool spoilt;
+
+static int read_known(void *arg, uint64_t page, uint8_t ret[KNOWN_PAGE], struct err *error)
+{
+    (void)arg;
+    if (spoilt)
+        return err_set(error, EBADMSG, "page %llu has changed", (unsigned long long)page);
+    fill_page(ret, page);
+    return 0;
+}
+
+static void know(struct known *known, uint64_t pages)
+{
+    for (uint64_t page = 0; page < pages; page++) {
+        uint8_t content[KNOWN_PAGE], message[8 + KNOWN_HASH];
+        fill_page(content, page);
+        put_le64(message, page);
+        known_hash(1, content, message + 8);
+        assert_ok(known_add(known, message, sizeof message, &err));
+    }
+}
+
+static struct maker maker;
+
+static void write_pages(uint64_t from, uint64_t to)
+{
+    maker.size = 0;
+    if (from == 0) {
+        put_beginning(&maker, 1024);
+        put_part(&maker);
+        put_u64(&maker, 1023 * QSTREAM_PAGE_SIZE | 2); /* a zero page that names the block */
+        put_name(&maker, "ram");
+        put_u8(&maker, 0);
+    }
+    for (uint64_t page = from; page < to; page++)
+        put_page(&maker, page, page);
+    assert_ok(file_write_full(source.qemu, maker.bytes, maker.size));
+}
+
+static void check_written(void)
+{
+    static uint8_t got[sizeof maker.bytes];
+    assert_ok(file_read_full(destination.qemu, got, maker.size));
+    assert_memory_equal(got, maker.bytes, maker.size);
+}
+
+/* A page goes once it is whole, and what has to be sent again needs no checkpoint. */
+static void test_what_is_known_is_named_until_it_cannot_be_read(void **state)
+{
+    struct known *known;
+    assert_ok(known_new(1024, 1, &known, &err));
+    know(known, 200);
+    spoilt = false;
+    open_streams(LASTING);
+    assert_ok(stream_pack(source.stream, known, 0, &err));
+    assert_ok(stream_unpack(destination.stream, read_known, NULL, &err));
     start_links();
     attach(0, 0);
-    stream_widen(source.stream);
-    run_threads(cut_again_and_again);
+    stream_widen(source.stream, 0);
+    write_pages(0, 100);
+    check_written();
+    struct stream_count count = stream_count(source.stream);
+    assert_int_equal(count.packed.known_pages, 100);
+    assert_in_range(count.sent, 1, 8 * KiB);
+
+    spoilt = true;
+    write_pages(100, 150);
+    assert_true(eventually(stream_count(source.stream).packed.known_pages > 100)); /* the link fails soon */
+    stop_links();
+    uint64_t named = stream_count(source.stream).packed.known_pages;
+    stream_forget_known(source.stream);
+    start_links();
+    attach(stream_taken(source.stream), stream_taken(destination.stream));
+    check_written();
+    write_pages(150, 200);
+    check_written();
+    assert_int_equal(stream_count(source.stream).packed.known_pages, named);
+    assert_in_range(stream_count(source.stream).sent, 100 * KNOWN_PAGE, 110 * KNOWN_PAGE);
+    stop_links();
+    close_streams();
+    known_free(known);
+}
+
+static void *write_many_pages(void *unused)
+{
+    for (uint64_t page = 0; page < 1000; page += 100)
+        write_pages(page, page + 100);
+    return unused;
+}
+
+static uint64_t pages_taken(void)
+{
+    return stream_taken(destination.stream) / QSTREAM_PAGE_RECORD;
+}
+
+static void drain(void)
+{
+    static uint8_t bytes[64 * KiB];
+    while (read(destination.qemu, bytes, sizeof bytes) > 0)
+        ;
+}
+
+static void drain_until(uint64_t pages)
+{
+    for (int i = 0; i < 600 && pages_taken() < pages; i++)
+        drain();
+    assert_true(pages_taken() >= pages);
+}
+
+static void make_request(uint8_t ret[20], uint64_t page, uint32_t pages)
+{
+    memcpy(ret, "\0\3\0\20", 4);
+    put_be64(ret + 4, page * QSTREAM_PAGE_SIZE);
+    put_be32(ret + 12, pages * QSTREAM_PAGE_SIZE);
+    memcpy(ret + 16, "\3ram", 4);
+}
+
+/* Before the switch nobody needs more than what is asked for, and what lies before it. */
+static void test_what_nobody_asked_for_is_held_until_it_is_wide(void **state)
+{
+    static const uint8_t pong[8] = {0, 2, 0, 4, 0, 0, 0, 1};
+    uint8_t request[20];
+    pthread_t writer;
+    open_streams(LASTING_PACKED);
+    assert_ok(stream_hold(source.stream, "ram", 1024 * QSTREAM_PAGE_SIZE, &err));
+    start_links();
+    make_request(request, 0, 50);
+    assert_ok(stream_inject(source.stream, request, sizeof request, &err));
+    attach(0, 0);
+    struct timeval patience = {.tv_usec = 50000};
+    setsockopt(destination.qemu, SOL_SOCKET, SO_RCVTIMEO, &patience, sizeof patience);
+    assert_int_equal(pthread_create(&writer, NULL, write_many_pages, NULL), 0);
+    drain_until(50);
+    assert_ok(file_write_full(destination.qemu, pong, sizeof pong));
+    make_request(request, 20, 1); /* it has gone */
+    assert_ok(file_write_full(destination.qemu, request, sizeof request));
+    drain();
+    assert_in_range(pages_taken(), 50, 60);
+    make_request(request, 99, 1);
+    assert_ok(file_write_full(destination.qemu, request, sizeof request));
+    drain_until(100);
+    drain();
+    assert_in_range(pages_taken(), 100, 110);
+    stream_widen(source.stream, 0);
+    drain_until(1000);
+    pthread_join(writer, NULL);
+    stop_links();
+    close_streams();
+}
+
+/* Whatever was not understood: nobody waits for ever. */
+static void test_what_is_held_goes_when_it_has_been_silent_for_long(void **state)
+{
+    pthread_t writer;
+    open_streams(LASTING_PACKED);
+    assert_ok(stream_hold(source.stream, "ram", 1024 * QSTREAM_PAGE_SIZE, &err));
+    start_links();
+    attach(0, 0);
+    struct timeval patience = {.tv_usec = 50000};
+    setsockopt(destination.qemu, SOL_SOCKET, SO_RCVTIMEO, &patience, sizeof patience);
+    assert_int_equal(pthread_create(&writer, NULL, write_many_pages, NULL), 0);
+    drain_until(1000);
+    pthread_join(writer, NULL);
     stop_links();
     close_streams();
 }
@@ -195,7 +432,7 @@ static void test_a_lasting_stream_goes_on_over_new_connections(void **state)
 static void test_what_was_under_way_comes_though_qemu_is_silent(void **state)
 {
     char got[5];
-    open_streams(true);
+    open_streams(LASTING);
     start_links();
     stop_links(); /* before anything was attached */
     assert_int_equal(file_write_full(source.qemu, "hello", 5), 0);
@@ -211,7 +448,7 @@ static void test_what_was_under_way_comes_though_qemu_is_silent(void **state)
 static void test_the_return_path_too(void **state)
 {
     char got[4];
-    open_streams(true);
+    open_streams(LASTING);
     start_links();
     attach(0, 0);
     assert_int_equal(file_write_full(destination.qemu, "back", 4), 0);
@@ -227,7 +464,7 @@ static void test_the_return_path_too(void **state)
 static void test_a_peer_that_lies_is_refused(void **state)
 {
     uint8_t taken[8];
-    open_streams(true);
+    open_streams(LASTING);
     start_links();
     attach(0, 0);
     assert_int_equal(file_write_full(source.qemu, "hello", 5), 0);
@@ -262,7 +499,7 @@ static void test_without_a_connection_qemu_waits_and_can_be_stopped(void **state
 {
     pthread_t writer;
     atomic_size_t written = 0;
-    open_streams(true);
+    open_streams(LASTING);
     assert_int_equal(pthread_create(&writer, NULL, write_chunk, &written), 0);
     clock_sleep(100 * NSEC_PER_MSEC);
     assert_true(written > 0 && written < 4 * MiB);
@@ -275,7 +512,7 @@ static void test_what_is_discarded_holds_nobody_up(void **state)
 {
     pthread_t writer;
     atomic_size_t written = 0;
-    open_streams(true);
+    open_streams(LASTING);
     assert_int_equal(pthread_create(&writer, NULL, write_chunk, &written), 0);
     stream_discard(source.stream);
     assert_true(eventually(written > TOTAL));
@@ -288,7 +525,12 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_every_byte_comes_in_order),
+        cmocka_unit_test(test_a_packed_stream_is_not_far_ahead),
+        cmocka_unit_test(test_packets_that_were_not_agreed_on_are_refused),
         cmocka_unit_test(test_a_lasting_stream_goes_on_over_new_connections),
+        cmocka_unit_test(test_what_is_known_is_named_until_it_cannot_be_read),
+        cmocka_unit_test(test_what_nobody_asked_for_is_held_until_it_is_wide),
+        cmocka_unit_test(test_what_is_held_goes_when_it_has_been_silent_for_long),
         cmocka_unit_test(test_what_was_under_way_comes_though_qemu_is_silent),
         cmocka_unit_test(test_the_return_path_too),
         cmocka_unit_test(test_a_peer_that_lies_is_refused),

@@ -1,6 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #include "lab.h"
 
+#include "../scratch.h"
+
 #include "base/clock.h"
 #include "base/file.h"
 #include "base/macro.h"
@@ -21,13 +23,11 @@
 
 void lab_open(struct lab *lab)
 {
-    char dir[] = "/tmp/orai-vmm-XXXXXX";
-    assert_non_null(mkdtemp(dir));
-    assert_int_equal(chmod(dir, 0711), 0);
     *lab = (struct lab){0};
-    snprintf(lab->dir, sizeof lab->dir, "%s", dir);
-    snprintf(lab->vm_dir, sizeof lab->vm_dir, "%s/vm", dir);
-    snprintf(lab->run_dir, sizeof lab->run_dir, "%s/run", dir);
+    assert_int_equal(scratch_make(lab->dir, sizeof lab->dir), 0);
+    assert_int_equal(chmod(lab->dir, 0711), 0);
+    snprintf(lab->vm_dir, sizeof lab->vm_dir, "%s/vm", lab->dir);
+    snprintf(lab->run_dir, sizeof lab->run_dir, "%s/run", lab->dir);
     assert_int_equal(mkdir(lab->vm_dir, 0700), 0);
     assert_int_equal(mkdir(lab->run_dir, 0700), 0);
     uid_t user = getuid() == 0 ? NOBODY : 0;

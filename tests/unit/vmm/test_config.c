@@ -6,6 +6,8 @@
 
 #include <cmocka.h>
 
+#include "../scratch.h"
+
 #include "base/file.h"
 #include "base/macro.h"
 #include "vmm/config.h"
@@ -107,11 +109,24 @@ static void the_types_of_disks_survive_a_round_trip(void **state)
     assert_true(vm_config_uefi(&back));
 }
 
+static void the_kinds_of_ram_survive_a_round_trip(void **state)
+{
+    (void)state;
+    for (enum vm_ram ram = VM_RAM_SHARED; ram <= VM_RAM_HUGE; ram++) {
+        struct vm_config config = sample(), back;
+        config.ram = ram;
+        _cleanup_json_ json_t *json = vm_config_to_json(&config);
+        assert_int_equal(json_object_get(json, "ram") != NULL, ram != VM_RAM_SHARED);
+        assert_int_equal(read_back(json, &back, NULL), 0);
+        assert_int_equal(back.ram, ram);
+    }
+}
+
 static void saved_and_loaded(void **state)
 {
-    char dir[] = "/tmp/orai-config-XXXXXX";
+    char dir[64];
     struct vm_config config = sample(), back;
-    assert_non_null(mkdtemp(dir));
+    assert_int_equal(scratch_make(dir, sizeof dir), 0);
     assert_int_equal(vm_config_load(dir, &back, NULL), -ENOENT);
     assert_int_equal(vm_config_save(dir, &config, NULL), 0);
     assert_int_equal(vm_config_load(dir, &back, NULL), 0);
@@ -129,6 +144,7 @@ static void missing_members_get_their_defaults(void **state)
     assert_int_equal(back.cpus, 1);
     assert_string_equal(back.cpu, "x86-64-v2");
     assert_string_equal(back.accel, "auto");
+    assert_int_equal(back.ram, VM_RAM_SHARED);
     assert_int_equal(back.disk_count, 0);
 }
 
@@ -193,6 +209,9 @@ static void what_could_add_qemu_options_is_refused(void **state)
     refused_text("cpu", "host -monitor stdio");
     refused_text("cpu", "-help");
     refused_text("accel", "xen");
+    refused_text("ram", "");
+    refused_text("ram", "Huge");
+    refused("ram", json_integer(2), "\"ram\"");
     refused_text("autostart", "yes");
     refused_text("append", "a\nb");
     refused_nic("br0,script=/x", "52:54:00:12:34:56", "bridge");
@@ -286,6 +305,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(survives_a_round_trip),
         cmocka_unit_test(the_types_of_disks_survive_a_round_trip),
+        cmocka_unit_test(the_kinds_of_ram_survive_a_round_trip),
         cmocka_unit_test(saved_and_loaded),
         cmocka_unit_test(missing_members_get_their_defaults),
         cmocka_unit_test(amounts_may_be_text),

@@ -2,6 +2,8 @@
  *
  * A shell script plays QEMU, and counts how often it is started.
  */
+#include "../scratch.h"
+
 #include "base/file.h"
 #include "base/macro.h"
 #include "vmm/qemu.h"
@@ -46,8 +48,7 @@ static off_t starts(const struct play *play)
 static int setup(void **state)
 {
     struct play *play = calloc(1, sizeof *play);
-    snprintf(play->dir, sizeof play->dir, "/tmp/orai-probe-XXXXXX");
-    assert_non_null(mkdtemp(play->dir));
+    assert_int_equal(scratch_make(play->dir, sizeof play->dir), 0);
     snprintf(play->binary, sizeof play->binary, "%s/qemu", play->dir);
     snprintf(play->count, sizeof play->count, "%s/count", play->dir);
     qemu_cache_path(play->dir, play->cache);

@@ -140,6 +140,44 @@ static void memory_is_ours_too_and_cannot_shrink(void **state)
     end(qemu);
 }
 
+static void private_memory_is_qemus_alone(void **state)
+{
+    struct lab *lab = *state;
+    struct qemu *next;
+    lab->config.ram = VM_RAM_PRIVATE;
+    struct qemu *qemu = start(lab);
+    assert_int_equal(qemu_ram(qemu), VM_RAM_PRIVATE);
+    assert_int_equal(qemu_ram_fd(qemu), -1);
+    assert_int_equal(qemu_start_next(qemu, &lab->env, &lab->config, NULL, NULL, NULL, &next, NULL), -ENOTSUP);
+    end(qemu);
+}
+
+static void what_memory_is_made_of_is_known_after_adoption(void **state)
+{
+    struct lab *lab = *state;
+    for (enum vm_ram ram = VM_RAM_SHARED; ram <= VM_RAM_PRIVATE; ram++) {
+        lab->config.ram = ram;
+        struct qemu *qemu = start(lab);
+        qemu_free(qemu);
+        assert_int_equal(qemu_adopt(&lab->env, NULL, NULL, &qemu, NULL), 0);
+        assert_int_equal(qemu_ram(qemu), ram);
+        assert_int_equal(qemu_ram_fd(qemu) >= 0, ram == VM_RAM_SHARED);
+        end(qemu);
+    }
+}
+
+static void too_few_huge_pages_are_counted_in_the_error(void **state)
+{
+    struct lab *lab = *state;
+    struct qemu *qemu;
+    struct err err = ERR_NONE;
+    lab->config.ram = VM_RAM_HUGE;
+    lab->config.memory = 4096 * GiB;
+    assert_int_equal(qemu_start(&lab->env, &lab->config, false, NULL, NULL, NULL, &qemu, &err), -ENOMEM);
+    assert_non_null(strstr(err.text, "2097152 huge pages of 2 MiB"));
+    assert_non_null(strstr(err.hint, "vm.nr_hugepages="));
+}
+
 static void adopted_after_we_let_go(void **state)
 {
     struct lab *lab = *state;
@@ -333,6 +371,9 @@ int main(void)
         TEST(runs_without_privileges),
         TEST(inherits_no_descriptor_but_its_own),
         TEST(memory_is_ours_too_and_cannot_shrink),
+        TEST(private_memory_is_qemus_alone),
+        TEST(what_memory_is_made_of_is_known_after_adoption),
+        TEST(too_few_huge_pages_are_counted_in_the_error),
         TEST(adopted_after_we_let_go),
         TEST(nobody_to_adopt_is_ESRCH),
         TEST(kill_leaves_no_traces),

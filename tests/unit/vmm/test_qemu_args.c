@@ -124,6 +124,22 @@ static void what_a_machine_has_not_leaves_no_trace(void **state)
     qemu_args_free(argv);
 }
 
+static void ram_without_a_descriptor_is_qemus_own(void **state)
+{
+    struct vm_config config = sample();
+    const struct qemu_fds fds = {
+        .ram = -1, .qmp = 4, .console = 5, .kernel = -1, .initrd = -1, .firmware = 7, .taps = {8, 9}};
+    (void)state;
+    char **argv = build(&config);
+    assert_has(argv, "memory-backend-file,id=ram,", ",share=on,align=2M,mem-path=/proc/self/fd/3");
+    qemu_args_free(argv);
+    argv = qemu_args_build(&env, &config, "tcg", false, &fds);
+    assert_non_null(argv);
+    assert_null(find(argv, "memory-backend-file"));
+    assert_has(argv, "memory-backend-ram,id=ram,", ",share=off");
+    qemu_args_free(argv);
+}
+
 static void each_card_has_its_slot_and_tap(void **state)
 {
     struct vm_config config = sample();
@@ -144,6 +160,7 @@ int main(void)
         cmocka_unit_test(cdroms_share_a_controller_and_are_read_only),
         cmocka_unit_test(uefi_variables_are_the_machines_and_no_device),
         cmocka_unit_test(what_a_machine_has_not_leaves_no_trace),
+        cmocka_unit_test(ram_without_a_descriptor_is_qemus_own),
         cmocka_unit_test(each_card_has_its_slot_and_tap),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -9,6 +9,8 @@
 
 #include <cmocka.h>
 
+#include "../scratch.h"
+
 #include "base/clock.h"
 #include "base/file.h"
 #include "base/json.h"
@@ -28,7 +30,7 @@
 
 /* What the server does with a command, by its name. */
 struct server {
-    char dir[32], path[48];
+    char dir[64], path[96];
     int listener, client;
     const char *greeting;
     pthread_t thread;
@@ -115,8 +117,7 @@ static void *serve(void *arg)
 static int setup(void **state)
 {
     struct server *server = calloc(1, sizeof *server);
-    strcpy(server->dir, "/tmp/orai-qmp-XXXXXX");
-    assert_non_null(mkdtemp(server->dir));
+    assert_int_equal(scratch_make(server->dir, sizeof server->dir), 0);
     snprintf(server->path, sizeof server->path, "%s/sock", server->dir);
     server->listener = unix_listen(server->path, 0, 0, NULL);
     server->greeting = GREETING;
@@ -168,6 +169,31 @@ static void executes_and_hears_events(void **state)
     wait_for(&events, 2);
     qmp_free(qmp);
     assert_int_equal(ends, 0); /* we closed it ourselves */
+}
+
+static void count_other(void *arg, const char *event, const json_t *data)
+{
+    atomic_fetch_add((atomic_int *)arg, event ? 1 : 100);
+}
+
+static void events_go_where_they_are_redirected_and_the_end_is_told_late(void **state)
+{
+    atomic_int other = 0;
+    struct qmp *qmp = connect_to(state);
+    assert_int_equal(execute(qmp, "event", 2000), 0);
+    wait_for(&events, 2);
+    qmp_redirect(qmp, count_other, &other);
+    assert_int_equal(execute(qmp, "event", 2000), 0);
+    wait_for(&other, 2);
+    assert_int_equal(events, 2);
+
+    qmp_redirect(qmp, NULL, NULL);
+    execute(qmp, "die", 2000);
+    clock_sleep(50 * NSEC_PER_MSEC);
+    assert_int_equal(ends, 0);
+    qmp_redirect(qmp, count_other, &other);
+    wait_for(&other, 102);
+    qmp_free(qmp);
 }
 
 static void a_refusal_carries_its_text(void **state)
@@ -223,7 +249,7 @@ static void each_caller_gets_its_own_answer(void **state)
 static void the_end_of_qemu_fails_waiting_and_later_callers(void **state)
 {
     struct qmp *qmp = connect_to(state);
-    assert_int_equal(execute(qmp, "die", 2000), -ENOTCONN);
+    assert_int_equal(execute(qmp, "die", 2000), -ECONNRESET);
     assert_int_equal(execute(qmp, "something", 2000), -ENOTCONN);
     wait_for(&ends, 1);
     qmp_free(qmp);
@@ -233,7 +259,7 @@ static void the_end_of_qemu_fails_waiting_and_later_callers(void **state)
 static void garbage_ends_the_connection(void **state)
 {
     struct qmp *qmp = connect_to(state);
-    assert_int_equal(execute(qmp, "garbage", 2000), -ENOTCONN);
+    assert_int_equal(execute(qmp, "garbage", 2000), -ECONNRESET);
     wait_for(&ends, 1);
     qmp_free(qmp);
 }
@@ -241,7 +267,7 @@ static void garbage_ends_the_connection(void **state)
 static void an_endless_line_ends_the_connection(void **state)
 {
     struct qmp *qmp = connect_to(state);
-    assert_int_equal(execute(qmp, "flood", 10000), -ENOTCONN);
+    assert_int_equal(execute(qmp, "flood", 10000), -ECONNRESET);
     wait_for(&ends, 1);
     qmp_free(qmp);
 }
@@ -335,6 +361,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         TEST(executes_and_hears_events),
+        TEST(events_go_where_they_are_redirected_and_the_end_is_told_late),
         TEST(a_refusal_carries_its_text),
         TEST(a_late_answer_is_dropped),
         TEST(each_caller_gets_its_own_answer),
