@@ -221,7 +221,6 @@ int arrival_follow(struct arrival *arrival, struct err *err)
 {
     struct session *session = &arrival->session;
     uint64_t told = 0;
-    bool hung_up = false;
     while (!arrival->memory_whole) {
         struct mail *mail;
         if (session_is_well(session)) /* else it is met below */
@@ -244,10 +243,7 @@ int arrival_follow(struct arrival *arrival, struct err *err)
                 return finish(arrival, err);
         } else if (session->peer_failed) {
             return lose(arrival, "it does not come any more", err);
-        } else if (r != -EAGAIN && arrival->checkpoint_spoilt && !hung_up) {
-            hung_up = true; /* for the source the connection is well */
-            session_reset(session);
-        } else if (r != -EAGAIN && !arrival_take_connection(arrival)) {
+        } else if (!arrival_take_connection(arrival) && r != -EAGAIN) {
             clock_sleep(20 * NSEC_PER_MSEC);
         }
     }

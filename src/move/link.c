@@ -368,8 +368,12 @@ static bool stop_wanted(struct link *link)
     return stopping;
 }
 
+/* After a failure the peer hears at once that nobody listens here, and not only when the link is freed: it
+ * may have nothing to send, and would think that all is well. */
 static void end(struct link *link, const struct err *err)
 {
+    if (err->code)
+        shutdown(tls_socket(link->tls), SHUT_RDWR);
     pthread_mutex_lock(&link->lock);
     link->error = *err;
     link->ended = true;

@@ -392,6 +392,18 @@ static void test_a_callback_that_fails_closes_the_link_with_its_error(void **sta
     assert_true(eventually(at_b.closed == 1));
     assert_int_equal(at_b.why.code, ENOSPC);
     assert_int_equal(link_send(link_b, FRAME_PING, NULL, 0, NULL, 0, NULL), -ENOSPC);
+    assert_true(eventually(at_a.closed == 1)); /* though nobody has freed b's */
+}
+
+static void test_both_ends_hear_that_one_heard_nothing(void **state)
+{
+    at_a.hold = true;
+    open_pair(NULL, &(struct link_options){.heartbeat = true, .stall_ms = 300});
+    link_send(link_b, FRAME_RUN, "hold", 4, NULL, 0, NULL);
+    assert_true(eventually(at_b.closed == 1));
+    assert_int_equal(at_b.why.code, ETIMEDOUT);
+    at_a.hold = false;
+    assert_true(eventually(at_a.closed == 1));
 }
 
 static void test_closed_is_called_once(void **state)
@@ -503,6 +515,7 @@ int main(void)
         TEST(test_an_orderly_close_has_no_error),
         TEST(test_a_torn_connection_is_an_error),
         TEST(test_a_callback_that_fails_closes_the_link_with_its_error),
+        TEST(test_both_ends_hear_that_one_heard_nothing),
         TEST(test_closed_is_called_once),
         TEST(test_bytes_that_are_no_frame_close_the_link),
         TEST(test_a_frame_of_an_absurd_length_closes_the_link),
