@@ -270,8 +270,7 @@ int api_vm_move(struct host *host, struct request *request, struct answer *ret, 
     return answer_operation(host, &move, ret, err);
 }
 
-/* --- status, cancel, recover ------------------------------------------------------------------------------
- */
+/* --- status, cancel, recover ---------------------------------------------------------------------------- */
 
 /* With the newest operation of that kind. */
 static int answer_status(struct host *host, const char *name, const char *kind, struct answer *ret,

@@ -38,8 +38,7 @@ struct refreshing {
     bool taken_over;            /* an oraid before us began it */
 };
 
-/* --- QEMU -------------------------------------------------------------------------------------------------
- */
+/* --- QEMU ----------------------------------------------------------------------------------------------- */
 
 static int ended_without_word(const struct refreshing *refreshing, struct err *err)
 {
@@ -108,8 +107,7 @@ static int replace_qemu(struct refreshing *refreshing, json_t **ret, struct err 
     return r;
 }
 
-/* --- orai-vm ----------------------------------------------------------------------------------------------
- */
+/* --- orai-vm -------------------------------------------------------------------------------------------- */
 
 /* The record of the VM's orai-vm: two processes never have the same. */
 static int read_process(const struct host *host, const char *name, char ret[PROCESS_SIZE], struct err *err)
@@ -192,8 +190,7 @@ static int replace_helper(struct refreshing *refreshing, json_t **ret, struct er
     return 0;
 }
 
-/* --- the request ------------------------------------------------------------------------------------------
- */
+/* --- the request ---------------------------------------------------------------------------------------- */
 
 static void refresh(void *arg)
 {
@@ -302,8 +299,7 @@ int api_vm_refresh(struct host *host, struct request *request, struct answer *re
     return answer_operation(host, &operation, ret, err);
 }
 
-/* --- after a restart --------------------------------------------------------------------------------------
- */
+/* --- after a restart ------------------------------------------------------------------------------------ */
 
 static void take_over(struct host *host, const json_t *operation)
 {

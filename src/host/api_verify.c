@@ -87,8 +87,7 @@ int api_vm_verify(struct host *host, struct request *request, struct answer *ret
     return r < 0 ? r : answer_operation(host, &operation, ret, err);
 }
 
-/* --- the other side: what copy is here -------------------------------------------------------------------
- */
+/* --- the other side: what copy is here ------------------------------------------------------------------ */
 
 int api_vm_copy(struct host *host, struct request *request, struct answer *ret, struct err *err)
 {
@@ -114,8 +113,7 @@ int api_vm_copy(struct host *host, struct request *request, struct answer *ret, 
                                  hex_format(bytes, size, text)));
 }
 
-/* --- the other side: hashes ------------------------------------------------------------------------------
- */
+/* --- the other side: hashes ----------------------------------------------------------------------------- */
 
 struct hashing {
     struct digester *digester;

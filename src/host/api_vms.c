@@ -211,8 +211,7 @@ int api_vm_kill(struct host *host, struct request *request, struct answer *ret, 
     return r < 0 ? r : answer_vm(host, name, ret, err);
 }
 
-/* --- remove and config -----------------------------------------------------------------------------------
- */
+/* --- remove and config ---------------------------------------------------------------------------------- */
 
 static int check_rests(struct host *host, const char *name, struct err *err)
 {

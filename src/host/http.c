@@ -150,8 +150,7 @@ static void unpark(struct exchange *exchange)
     dispatch(exchange);
 }
 
-/* --- what other threads brought ---------------------------------------------------------------------------
- */
+/* --- what other threads brought ------------------------------------------------------------------------- */
 
 static void take_answers(struct http *http)
 {

@@ -60,8 +60,7 @@ int image_find(struct host *host, const char *name_or_hash, json_t **ret, struct
     return err_hint(err, "orai image list shows them, orai image add NAME FILE adds one");
 }
 
-/* --- adding: qemu-img ------------------------------------------------------------------------------------
- */
+/* --- adding: qemu-img ----------------------------------------------------------------------------------- */
 
 static void tell(struct adding *adding, uint64_t done)
 {
@@ -144,8 +143,7 @@ static int convert(struct adding *adding, struct err *err)
     return program_run(&program, NULL, err);
 }
 
-/* --- adding: the bytes -----------------------------------------------------------------------------------
- */
+/* --- adding: the bytes ---------------------------------------------------------------------------------- */
 
 static int copy_raw(struct adding *adding, uint8_t hash[HASH_SIZE], struct err *err)
 {
@@ -293,8 +291,7 @@ int image_add(struct host *host, const char *name, int fd, struct id *ret_operat
     return r;
 }
 
-/* --- removing --------------------------------------------------------------------------------------------
- */
+/* --- removing ------------------------------------------------------------------------------------------- */
 
 static int check_unused(struct host *host, const char *hash, const char *name, struct err *err)
 {
@@ -342,8 +339,7 @@ int image_remove(struct host *host, const char *name_or_hash, bool force, struct
     return file_remove_tree(to, err);
 }
 
-/* --- at start --------------------------------------------------------------------------------------------
- */
+/* --- at start ------------------------------------------------------------------------------------------- */
 
 static int add_row(struct host *host, const char *hash, struct err *err)
 {

@@ -45,8 +45,7 @@ int protocol_check(const json_t *range, const char *who, struct err *err)
                     max < MOVE_PROTOCOL_VERSION ? "the other one is older" : "this one is older");
 }
 
-/* --- side A: the invite ----------------------------------------------------------------------------------
- */
+/* --- side A: the invite --------------------------------------------------------------------------------- */
 
 static void hash_secret(const struct id *secret, char text[HASH_TEXT_SIZE])
 {
@@ -133,8 +132,7 @@ int join_invite(struct host *host, const char *alias, uint64_t ttl_sec, struct t
     return 0;
 }
 
-/* --- side A: redeeming -----------------------------------------------------------------------------------
- */
+/* --- side A: redeeming ---------------------------------------------------------------------------------- */
 
 /* Looked up by its hash: what an attacker can learn from time is about hashes of guesses, not about secrets.
  * The comparison itself is in constant time all the same. */

@@ -19,8 +19,7 @@
 #define READY_MSEC 5000
 #define MAX_HOSTS 7 /* fetch_order.h, without the lender */
 
-/* --- the host that has a copy ----------------------------------------------------------------------------
- */
+/* --- the host that has a copy --------------------------------------------------------------------------- */
 
 /* Whoever uses the copy for something else needs it more. */
 static int check_copy(struct host *host, const char *name, struct err *err)
@@ -88,8 +87,7 @@ int api_vm_share(struct host *host, struct request *request, struct answer *ret,
     return r < 0 ? r : answer_ok(ret);
 }
 
-/* --- the host that looks for copies ----------------------------------------------------------------------
- */
+/* --- the host that looks for copies --------------------------------------------------------------------- */
 
 struct seeking {
     struct host *host;

@@ -87,8 +87,7 @@ static void tell(struct verifying *v)
                                  "total_bytes", (json_int_t)v->total));
 }
 
-/* --- asking the peer -------------------------------------------------------------------------------------
- */
+/* --- asking the peer ------------------------------------------------------------------------------------ */
 
 static bool passes(int r)
 {
@@ -240,8 +239,7 @@ static int ask_sums(struct verifying *v, uint64_t from, const struct digest_exte
     return r < 0 ? r : take_sums(v, answer, count, detail, ret, err);
 }
 
-/* --- what differs ----------------------------------------------------------------------------------------
- */
+/* --- what differs --------------------------------------------------------------------------------------- */
 
 /* Tells the range that was being collected. */
 static void end_range(struct verifying *v)
@@ -304,8 +302,7 @@ static int compare_extent(struct verifying *v, uint64_t extent, const struct dig
     return memcmp(sum, theirs, DIGEST_SIZE) == 0 ? 0 : look_closer(v, extent, scratch, err);
 }
 
-/* --- all of it -------------------------------------------------------------------------------------------
- */
+/* --- all of it ------------------------------------------------------------------------------------------ */
 
 /* Hashes extents of ours, for a slice of time at most. */
 static int hash_ours(struct verifying *v, uint64_t from, uint64_t *ret_count, struct err *err)

@@ -285,8 +285,7 @@ int vm_of_arrival(struct vms *vms, const struct id *move, char ret[VM_NAME_SIZE]
     return r;
 }
 
-/* --- what the keeper is told, and knows ------------------------------------------------------------------
- */
+/* --- what the keeper is told, and knows ----------------------------------------------------------------- */
 
 void vm_watch(struct vms *vms, const char *name, int pidfd)
 {

@@ -26,8 +26,7 @@ struct creation {
     char name[VM_NAME_SIZE], dir[PATH_MAX];
 };
 
-/* --- the machine type ------------------------------------------------------------------------------------
- */
+/* --- the machine type ----------------------------------------------------------------------------------- */
 
 static bool has(const json_t *list, const char *name)
 {
@@ -105,8 +104,7 @@ static int pick_machine(struct host *host, json_t *config, struct err *err)
     return err_hint(err, "choose one with --machine; the VM can then move only to hosts that have it");
 }
 
-/* --- the config ------------------------------------------------------------------------------------------
- */
+/* --- the config ----------------------------------------------------------------------------------------- */
 
 static void make_mac(char text[18])
 {
@@ -262,8 +260,7 @@ static int check_config(const json_t *config, struct err *err)
     return vm_config_from_json(copy, "the VM", parsed, err);
 }
 
-/* --- the folder ------------------------------------------------------------------------------------------
- */
+/* --- the folder ----------------------------------------------------------------------------------------- */
 
 static void tell(void *arg, const char *phase, uint64_t done, uint64_t total)
 {
@@ -339,8 +336,7 @@ static void work(void *arg)
     creation_free(c);
 }
 
-/* --- the request -----------------------------------------------------------------------------------------
- */
+/* --- the request ---------------------------------------------------------------------------------------- */
 
 static int prepare(struct creation *c, const struct request *request, struct err *err)
 {

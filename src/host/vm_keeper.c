@@ -30,8 +30,7 @@
 #define SYNC_MSEC 1000
 #define PACKETS_AT_ONCE 64 /* from one VM, before the others have their turn */
 
-/* --- the life of an orai-vm ------------------------------------------------------------------------------
- */
+/* --- the life of an orai-vm ----------------------------------------------------------------------------- */
 
 static void give_up(struct vms *vms, struct vm *vm, const char *why)
 {

@@ -28,8 +28,7 @@ struct filling {
     uint64_t done, total;
 };
 
-/* --- opening ---------------------------------------------------------------------------------------------
- */
+/* --- opening -------------------------------------------------------------------------------------------- */
 
 static int open_file(const struct request *request, const char *key, int *ret, struct err *err)
 {
@@ -155,8 +154,7 @@ void vm_media_add_disks(const struct vm_media *media, json_t *disks)
         add_disk(disks, "uefi-vars.raw", VM_DISK_UEFI_VARS, media->uefi_vars_size);
 }
 
-/* --- filling ---------------------------------------------------------------------------------------------
- */
+/* --- filling -------------------------------------------------------------------------------------------- */
 
 /* Kernel and initrd: QEMU's user reads them. */
 static int copy_boot_file(int from, const char *dir, const char *name, struct err *err)

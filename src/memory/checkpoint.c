@@ -33,8 +33,7 @@ static void path_of(const char *folder, const char *suffix, char ret[PATH_MAX])
     snprintf(ret, PATH_MAX, "%s/" NAME "%s", folder, suffix);
 }
 
-/* --- saving ------------------------------------------------------------------------------------------------
- */
+/* --- saving --------------------------------------------------------------------------------------------- */
 
 /* So many bytes may be taken: a tenth of the file system stays free. */
 static bool has_room(int fd, uint64_t bytes)
@@ -141,8 +140,7 @@ void checkpoint_remove(const char *folder)
     unlink(path);
 }
 
-/* --- using -------------------------------------------------------------------------------------------------
- */
+/* --- using ---------------------------------------------------------------------------------------------- */
 
 struct checkpoint {
     int fd;

@@ -23,8 +23,7 @@ enum order { ORDER_BYTES, ORDER_ZEROS, ORDER_PAGES, ORDER_KNOWN };
 #define MAX_ORDERS (2 * MAX_PACKET_STREAM)
 static_assert(MAX_PACKET_STREAM <= CODEC_MAX_STREAM, "the decoder takes what the encoder makes");
 
-/* --- numbers -----------------------------------------------------------------------------------------------
- */
+/* --- numbers -------------------------------------------------------------------------------------------- */
 
 static uint8_t *put_number(uint8_t *at, uint64_t number)
 {
@@ -58,8 +57,7 @@ static uint64_t unzigzag(uint64_t number)
     return number >> 1 ^ (number & 1 ? UINT64_MAX : 0);
 }
 
-/* --- encoder -----------------------------------------------------------------------------------------------
- */
+/* --- encoder -------------------------------------------------------------------------------------------- */
 
 struct encoder {
     struct qstream stream;
@@ -287,8 +285,7 @@ const struct codec_count *encoder_count(const struct encoder *encoder)
     return &encoder->count;
 }
 
-/* --- decoder -----------------------------------------------------------------------------------------------
- */
+/* --- decoder -------------------------------------------------------------------------------------------- */
 
 struct decoder {
     codec_page_fn *page;

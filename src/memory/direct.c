@@ -52,8 +52,7 @@ struct direct {
 
 static const uint8_t zeroes[QSTREAM_PAGE_SIZE];
 
-/* --- to QEMU ----------------------------------------------------------------------------------------------
- */
+/* --- to QEMU -------------------------------------------------------------------------------------------- */
 
 static int write_out(struct direct *direct, const uint8_t *data, size_t size, struct err *err)
 {
@@ -87,8 +86,7 @@ static int pass(struct direct *direct, const struct qstream_piece *piece, struct
     return 0;
 }
 
-/* --- into RAM ---------------------------------------------------------------------------------------------
- */
+/* --- into RAM ------------------------------------------------------------------------------------------- */
 
 static int write_run(struct direct *direct, struct err *err)
 {
@@ -137,8 +135,7 @@ static int put_record(struct direct *direct, const struct qstream_piece *record,
     return r == 0 && !lasts(direct, record) ? write_run(direct, err) : r;
 }
 
-/* --- the stream -------------------------------------------------------------------------------------------
- */
+/* --- the stream ----------------------------------------------------------------------------------------- */
 
 static bool is_ours(const struct direct *direct, uint64_t page)
 {
@@ -175,8 +172,7 @@ int direct_take(struct direct *direct, const void *data, size_t size, struct err
     return r < 0 ? r : write_span(direct, err);
 }
 
-/* --- life --------------------------------------------------------------------------------------------------
- */
+/* --- life ----------------------------------------------------------------------------------------------- */
 
 /* What the RAM has data of. */
 static int look_around(struct direct *direct, struct err *err)

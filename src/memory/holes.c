@@ -53,8 +53,7 @@ struct holes {
     size_t backlog_size;
 };
 
-/* --- to QEMU, with the lock held --------------------------------------------------------------------------
- */
+/* --- to QEMU, with the lock held ------------------------------------------------------------------------ */
 
 static int keep_back(struct holes *holes, const uint8_t *data, size_t size, struct err *err)
 {
@@ -142,8 +141,7 @@ static int put_kept(struct holes *holes, enum place at, struct err *err)
     return r;
 }
 
-/* --- the stream -------------------------------------------------------------------------------------------
- */
+/* --- the stream ----------------------------------------------------------------------------------------- */
 
 static bool is_ours(const struct holes *holes, const struct qstream_piece *piece)
 {
@@ -281,8 +279,7 @@ int holes_take(struct holes *holes, const void *data, size_t size, struct err *e
     return r;
 }
 
-/* --- the return path --------------------------------------------------------------------------------------
- */
+/* --- the return path ------------------------------------------------------------------------------------ */
 
 /* With the lock held. */
 static int ask(struct holes *holes, const struct page_request *request, struct err *err)
@@ -333,8 +330,7 @@ int holes_back(struct holes *holes, const void *data, size_t size, struct err *e
     return r;
 }
 
-/* --- life --------------------------------------------------------------------------------------------------
- */
+/* --- life ----------------------------------------------------------------------------------------------- */
 
 int holes_new(const char *block, uint64_t size, holes_write_fn *write, void *arg, struct holes **ret,
               struct err *err)

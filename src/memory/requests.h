@@ -4,9 +4,9 @@
  * RAM. Pure, incremental: it may come in pieces of any size. Where it makes no sense nothing more is read
  * (`deaf`).
  *
- *   be16 type, be16 length, data                      (QEMU's migration/migration.h, the same from 7.2
- * to 10.0) REQ_PAGES_ID    be64 start, be32 length, u8 and name of the block REQ_PAGES       be64 start, be32
- * length           of the block of the newest one with a name
+ *   be16 type, be16 length, data      (QEMU's migration/migration.h, the same from 7.2 to 10.0)
+ *   REQ_PAGES_ID  be64 start, be32 length, u8 and name of the block
+ *   REQ_PAGES     be64 start, be32 length          of the block of the newest one with a name
  */
 #pragma once
 

@@ -22,8 +22,7 @@
 #define END_MARK UINT64_C(0x0123456789abcdef)
 #define MAX_SAID (1U << 20)
 
-/* --- maps --------------------------------------------------------------------------------------------------
- */
+/* --- maps ----------------------------------------------------------------------------------------------- */
 
 static struct resync_map *find(const struct resync *resync, const uint8_t *name)
 {
@@ -117,8 +116,7 @@ static int check(const struct resync_map *map, struct err *err)
     return 0;
 }
 
-/* --- the connection ----------------------------------------------------------------------------------------
- */
+/* --- the connection ------------------------------------------------------------------------------------- */
 
 static int wait_for(int fd, short events, int64_t deadline, struct err *err)
 {
@@ -159,8 +157,7 @@ static int transmit(int fd, const void *data, size_t size, int64_t deadline, str
     return 0;
 }
 
-/* --- destination -------------------------------------------------------------------------------------------
- */
+/* --- destination ---------------------------------------------------------------------------------------- */
 
 static int send_command(int fd, unsigned command, const uint8_t *data, size_t size, int64_t deadline,
                         struct err *err)
@@ -259,8 +256,7 @@ int resync_destination(int fd, struct resync *resync, int64_t deadline, uint8_t 
     return 0;
 }
 
-/* --- source ------------------------------------------------------------------------------------------------
- */
+/* --- source --------------------------------------------------------------------------------------------- */
 
 static int answer_map(int fd, const struct resync *resync, const uint8_t *name, size_t size, int64_t deadline,
                       struct err *err)
@@ -313,8 +309,7 @@ int resync_end_source(int fd, int64_t deadline, struct err *err)
     return r;
 }
 
-/* --- between the hosts -------------------------------------------------------------------------------------
- */
+/* --- between the hosts ---------------------------------------------------------------------------------- */
 
 size_t resync_put(const struct resync *resync, size_t index, size_t *offset, uint8_t head[RESYNC_HEAD_MAX],
                   const uint8_t **ret_data, size_t *ret_size)

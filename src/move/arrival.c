@@ -35,8 +35,7 @@ bool arrival_may_roll_back(const struct arrival *arrival)
     return !arrival->taken;
 }
 
-/* --- the thread ------------------------------------------------------------------------------------------
- */
+/* --- the thread ----------------------------------------------------------------------------------------- */
 
 static void *arrival_thread(void *arg)
 {

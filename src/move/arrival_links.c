@@ -142,8 +142,7 @@ static int on_hello(struct arrival *arrival, struct link *link, const struct fra
     return MIN(r, 0);
 }
 
-/* --- frames -----------------------------------------------------------------------------------------------
- */
+/* --- frames --------------------------------------------------------------------------------------------- */
 
 enum kind { KIND_UNASSIGNED, KIND_CONTROL, KIND_DATA };
 
@@ -335,8 +334,7 @@ static void on_closed(void *arg, struct link *link, const struct err *err)
         session_lost(&arrival->session, err);
 }
 
-/* --- greeting ---------------------------------------------------------------------------------------------
- */
+/* --- greeting ------------------------------------------------------------------------------------------- */
 
 /* Frees those that were turned away and have ended. Joining a thread that wants our lock must not be done
  * under it. */

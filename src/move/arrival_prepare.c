@@ -37,8 +37,7 @@ static bool base_image(const struct arrival *arrival, size_t i, char path[PATH_M
     return access(path, R_OK) == 0;
 }
 
-/* --- what we have ----------------------------------------------------------------------------------------
- */
+/* --- what we have --------------------------------------------------------------------------------------- */
 
 /* The copy's lineage, or NULL: none, damaged, or of another size, which all mean "build it anew". Any other
  * failure to open it (in use, I/O error) is no reason to throw it away. */
@@ -114,8 +113,7 @@ static int send_prepared(struct arrival *arrival, json_t *wanted, struct err *er
     return link_send_json(arrival->session.control, FRAME_PREPARED, prepared, err);
 }
 
-/* --- building --------------------------------------------------------------------------------------------
- */
+/* --- building ------------------------------------------------------------------------------------------- */
 
 /* The blocks that our fork wrote since the common ancestor `above`. */
 static int send_forked(struct arrival *arrival, struct disk *disk, uint32_t above, struct err *err)
@@ -212,8 +210,7 @@ static int receive_files(struct arrival *arrival, struct arrival_file files[ARRI
     return r < 0 ? r : arrival_finish_files(arrival, files, err);
 }
 
-/* --- the stage -------------------------------------------------------------------------------------------
- */
+/* --- the stage ------------------------------------------------------------------------------------------ */
 
 static int record_arriving(struct arrival *arrival, struct err *err)
 {

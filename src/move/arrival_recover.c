@@ -25,8 +25,7 @@
 #define LOOK_MSEC 200 /* its main thread may wait for a page */
 #define REFUSED_NS NSEC_PER_SEC
 
-/* --- what was at the stream's beginning --------------------------------------------------------------------
- */
+/* --- what was at the stream's beginning ----------------------------------------------------------------- */
 
 static int blocks_path(const struct arrival *arrival, char path[PATH_MAX], struct err *err)
 {
@@ -106,8 +105,7 @@ int arrival_load_blocks(struct arrival *arrival, struct err *err)
     return r < 0 ? r : blocks_from_json(arrival, json, err);
 }
 
-/* --- QEMU --------------------------------------------------------------------------------------------------
- */
+/* --- QEMU ----------------------------------------------------------------------------------------------- */
 
 /* It may have been about to when our predecessor ended. */
 static void let_run(struct arrival *arrival)
@@ -197,8 +195,7 @@ static void wait_active(struct arrival *arrival)
         clock_sleep(NSEC_PER_MSEC);
 }
 
-/* --- the source --------------------------------------------------------------------------------------------
- */
+/* --- the source ----------------------------------------------------------------------------------------- */
 
 static int tell_map(struct arrival *arrival, const struct resync *resync, size_t index, struct err *err)
 {

@@ -232,8 +232,7 @@ static int wait_loaded(struct arrival *arrival, struct err *err)
     }
 }
 
-/* --- comparing an emulated guest's memory -----------------------------------------------------------------
- */
+/* --- comparing an emulated guest's memory --------------------------------------------------------------- */
 
 int arrival_hashes(struct arrival *arrival, struct link *link, const uint8_t *payload, size_t size,
                    struct err *err)

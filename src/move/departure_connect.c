@@ -260,8 +260,7 @@ int departure_connect(struct departure *departure, bool again, int64_t deadline,
     return r < 0 ? r : greet_control(departure, again ? "again" : "control", deadline, err);
 }
 
-/* --- data ------------------------------------------------------------------------------------------------
- */
+/* --- data ----------------------------------------------------------------------------------------------- */
 
 int departure_open_data(struct departure *departure, struct err *err)
 {

@@ -232,8 +232,7 @@ int departure_wait_completed(struct departure *departure, struct err *err)
                : err_set(err, EIO, "QEMU gave the migration up at its end");
 }
 
-/* --- rolling back ------------------------------------------------------------------------------------------
- */
+/* --- rolling back --------------------------------------------------------------------------------------- */
 
 /* 1: QEMU has written all: it counts no page any more, and its stream is silent. 0: it is in post-copy no
  * more. A link that is dead, and not known to be yet, must not hold it up. */
@@ -296,9 +295,7 @@ void departure_cancel_memory(struct departure *departure)
     stream_stop(departure->session.stream);
 }
 
-/* --- memory that was to go before the switch, and will follow
- * -------------------------------------------------
- */
+/* --- memory that was to go before the switch, and will follow ------------------------------------------- */
 
 #define RENEW_NS (120 * NSEC_PER_SEC) /* what is on its way has to arrive, and QEMU to start */
 
@@ -365,8 +362,7 @@ int departure_renew_memory(struct departure *departure, struct err *err)
     return departure_before_memory(departure, err);
 }
 
-/* --- after the switch --------------------------------------------------------------------------------------
- */
+/* --- after the switch ----------------------------------------------------------------------------------- */
 
 /* QMP's thread. The guest runs at the destination, so whatever QEMU made of it here must not live. */
 void departure_fence(struct departure *departure)

@@ -406,8 +406,7 @@ static int send_bases(struct departure *departure, const struct offer *offer,
     return r;
 }
 
-/* --- the stage --------------------------------------------------------------------------------------------
- */
+/* --- the stage ------------------------------------------------------------------------------------------ */
 
 /* The new epoch is above everything that either side has ever held (a fork may have gone ahead). */
 static void choose_epoch(struct departure *departure, const struct offer *offer)

@@ -29,8 +29,7 @@
 #define SETTLE_NS (10 * NSEC_PER_SEC)
 #define HYBRID_NS (HYBRID_SECONDS * NSEC_PER_SEC)
 
-/* --- time and convergence --------------------------------------------------------------------------------
- */
+/* --- time and convergence ------------------------------------------------------------------------------- */
 
 /* The time that the user allowed is over, and this is what shall happen then. */
 static bool overdue(const struct departure *departure, enum move_on_timeout policy)
@@ -111,8 +110,7 @@ static int bounded_round(struct departure *departure, struct err *err)
     return r == 1 ? rounds_mark(departure, false, err) : r;
 }
 
-/* --- memory ----------------------------------------------------------------------------------------------
- */
+/* --- memory --------------------------------------------------------------------------------------------- */
 
 /* What QEMU may plan for its last pass: a tenth of the blackout that the user allows, since QEMU's own idea
  * of the bandwidth is too good and device state, fsyncs and the commit come on top; more after each pass that
@@ -317,8 +315,7 @@ void departure_untransfer(struct departure *departure)
     departure_cancel_memory(departure);
 }
 
-/* --- the pause -------------------------------------------------------------------------------------------
- */
+/* --- the pause ------------------------------------------------------------------------------------------ */
 
 /* All of memory has gone over. */
 static void tell_throttle(struct departure *departure)

@@ -14,8 +14,7 @@
 #define AGAIN_NS NSEC_PER_SEC
 #define RELEASED_NS (10 * NSEC_PER_SEC)
 
-/* --- for every holder's thread ---------------------------------------------------------------------------
- */
+/* --- for every holder's thread -------------------------------------------------------------------------- */
 
 bool fetch_closing(struct fetch *fetch)
 {
@@ -49,8 +48,7 @@ void fetch_pause(struct fetch_holder *holder)
         ;
 }
 
-/* --- what the guest waits for ----------------------------------------------------------------------------
- */
+/* --- what the guest waits for --------------------------------------------------------------------------- */
 
 /* NBD threads. */
 static void on_demand(void *arg, uint64_t block, uint64_t count)
@@ -70,8 +68,7 @@ static void hear_demands(struct fetch *fetch, bool hear)
             disk_on_demand(fetch->options.disks[i], hear ? on_demand : NULL, &fetch->sources[i]);
 }
 
-/* --- the lender ------------------------------------------------------------------------------------------
- */
+/* --- the lender ----------------------------------------------------------------------------------------- */
 
 static int make_whole(struct fetch *fetch, struct err *err)
 {
@@ -144,8 +141,7 @@ static void *lender_thread(void *arg)
     return NULL;
 }
 
-/* --- the object ------------------------------------------------------------------------------------------
- */
+/* --- the object ----------------------------------------------------------------------------------------- */
 
 int fetch_new(const struct fetch_options *options, struct fetch **ret, struct err *err)
 {

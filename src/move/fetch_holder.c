@@ -14,8 +14,7 @@
 
 #define CONNECT_NS (5 * NSEC_PER_SEC)
 
-/* --- what comes, on the links' threads -------------------------------------------------------------------
- */
+/* --- what comes, on the links' threads ------------------------------------------------------------------ */
 
 static uint64_t *coming(struct fetch_holder *holder, const struct link *link)
 {
@@ -156,8 +155,7 @@ static void on_closed(void *arg, struct link *link, const struct err *err)
     session_lost(&holder->session, err);
 }
 
-/* --- connections -----------------------------------------------------------------------------------------
- */
+/* --- connections ---------------------------------------------------------------------------------------- */
 
 int holder_init(struct fetch_holder *holder, struct fetch *fetch, unsigned index,
                 const struct move_peer *peer, struct err *err)
@@ -234,8 +232,7 @@ void holder_set_why(struct fetch_holder *holder, const struct err *err)
         fetch->options.host->on_change(fetch->options.host->arg);
 }
 
-/* --- asking ----------------------------------------------------------------------------------------------
- */
+/* --- asking --------------------------------------------------------------------------------------------- */
 
 /* Sends what the order says. */
 static int ask(struct fetch_holder *holder, int64_t *ret_again, struct err *err)

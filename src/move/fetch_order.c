@@ -85,8 +85,7 @@ struct fetch_order {
     struct fetch_order_numbers numbers;
 };
 
-/* --- lists -----------------------------------------------------------------------------------------------
- */
+/* --- lists ---------------------------------------------------------------------------------------------- */
 
 static void put(struct demand ***last, size_t disk, struct range range)
 {
@@ -114,8 +113,7 @@ static void drop_all(struct demand **first, struct demand ***last)
         drop(first, last);
 }
 
-/* --- what is under way -----------------------------------------------------------------------------------
- */
+/* --- what is under way ---------------------------------------------------------------------------------- */
 
 static bool is_under_way(const struct fetch_order *order, size_t disk, uint64_t block, uint64_t *ret_end)
 {
@@ -140,8 +138,7 @@ static uint64_t next_under_way(const struct fetch_order *order, size_t disk, uin
     return to;
 }
 
-/* --- who has what ----------------------------------------------------------------------------------------
- */
+/* --- who has what --------------------------------------------------------------------------------------- */
 
 static bool has(const struct fetch_order *order, unsigned holder, size_t disk, uint64_t block)
 {
@@ -264,8 +261,7 @@ static struct under_way take_back(struct fetch_order *order, size_t index)
     return gone;
 }
 
-/* --- reading on ------------------------------------------------------------------------------------------
- */
+/* --- reading on ----------------------------------------------------------------------------------------- */
 
 /* A demand where a stream was expected makes it longer; any other begins one in the place used least. */
 static void read_ahead(struct fetch_order *order, size_t disk, const struct range *range, int64_t now)
@@ -289,8 +285,7 @@ static void read_ahead(struct fetch_order *order, size_t disk, const struct rang
     *oldest = (struct stream){end, AHEAD_MIN / 2, now};
 }
 
-/* --- what comes next -------------------------------------------------------------------------------------
- */
+/* --- what comes next ------------------------------------------------------------------------------------ */
 
 /* A demand stays in the list until all of it is here. */
 static bool next_urgent(struct fetch_order *order, unsigned holder, int64_t now, struct wire_fetch *ret)
@@ -418,8 +413,7 @@ bool fetch_order_next(struct fetch_order *order, unsigned holder, int64_t now, s
     return true;
 }
 
-/* --- what was answered -----------------------------------------------------------------------------------
- */
+/* --- what was answered ---------------------------------------------------------------------------------- */
 
 bool fetch_order_expects(const struct fetch_order *order, unsigned holder, size_t disk,
                          const struct disk_run *run)
@@ -499,8 +493,7 @@ uint64_t fetch_order_rate(const struct fetch_order *order, unsigned holder)
     return order->holders[holder].path.rate;
 }
 
-/* --- holders ---------------------------------------------------------------------------------------------
- */
+/* --- holders -------------------------------------------------------------------------------------------- */
 
 int fetch_order_share(struct fetch_order *order, unsigned holder, size_t disk, uint32_t upto,
                       const uint8_t *newer)
@@ -540,8 +533,7 @@ void fetch_order_leave(struct fetch_order *order, unsigned holder)
     *gone = (struct holder){0};
 }
 
-/* --- the object ------------------------------------------------------------------------------------------
- */
+/* --- the object ----------------------------------------------------------------------------------------- */
 
 static int add_source(struct source *source, struct disk *disk, struct err *err)
 {

@@ -19,8 +19,7 @@
 #define AGREE_NS (20 * NSEC_PER_SEC)
 #define MAX_FAILURES 5 /* in a row; then it has to be named anew */
 
-/* --- what its copies are ---------------------------------------------------------------------------------
- */
+/* --- what its copies are -------------------------------------------------------------------------------- */
 
 /* The newest generation that its copy is, and that ours came from. 0: none. */
 static int common_generation(struct disk *disk, const struct lineage *theirs, uint32_t *ret, struct err *err)
@@ -91,8 +90,7 @@ static int hear_lineages(struct fetch_holder *holder, uint64_t count, struct err
     return r;
 }
 
-/* --- what the lender has newer ---------------------------------------------------------------------------
- */
+/* --- what the lender has newer -------------------------------------------------------------------------- */
 
 /* One question that was not asked yet. Locked. */
 static bool next_question(struct fetch *fetch, struct wire_newer *ret)
@@ -163,8 +161,7 @@ int share_newer(struct fetch *fetch, const uint8_t *payload, size_t size, struct
     return r < 0 ? err_set(err, ENOMEM, "out of memory") : 0;
 }
 
-/* --- its thread ------------------------------------------------------------------------------------------
- */
+/* --- its thread ----------------------------------------------------------------------------------------- */
 
 /* As far as it goes with one pair of connections. */
 static int turn(struct fetch_holder *holder, struct err *err)

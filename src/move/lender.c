@@ -50,8 +50,7 @@ struct conversation {
     uint8_t data[PIECE_BYTES];
 };
 
-/* --- one request -----------------------------------------------------------------------------------------
- */
+/* --- one request ---------------------------------------------------------------------------------------- */
 
 static int send_piece(struct conversation *conversation, uint16_t disk, const struct relocate_piece *piece,
                       struct err *err)
@@ -122,8 +121,7 @@ static int answer(struct conversation *conversation, const struct mail *mail, st
                      err);
 }
 
-/* --- one connection --------------------------------------------------------------------------------------
- */
+/* --- one connection ------------------------------------------------------------------------------------- */
 
 static int on_frame(void *arg, struct link *link, const struct frame *frame, const uint8_t *payload,
                     struct err *err)
@@ -439,8 +437,7 @@ void lender_connection(struct lender *lender, int socket)
                                                       .arg = lender});
 }
 
-/* --- the object ------------------------------------------------------------------------------------------
- */
+/* --- the object ----------------------------------------------------------------------------------------- */
 
 int lender_new(const struct lender_options *options, struct lender **ret, struct err *err)
 {

@@ -23,8 +23,7 @@ static void turn_away(struct porch *porch, const struct porch_knock *knock, int 
     porch->done(knock->arg, NULL, &err);
 }
 
-/* --- a place's thread ------------------------------------------------------------------------------------
- */
+/* --- a place's thread ----------------------------------------------------------------------------------- */
 
 static void greet_one(struct porch_place *place)
 {
@@ -87,8 +86,7 @@ static void *greet(void *arg)
     return NULL;
 }
 
-/* --- coming ----------------------------------------------------------------------------------------------
- */
+/* --- coming --------------------------------------------------------------------------------------------- */
 
 /* With the lock held. */
 static bool start(struct porch *porch, struct porch_place *place, const struct porch_knock *knock,
@@ -151,8 +149,7 @@ void porch_knock(struct porch *porch, const struct porch_knock *knock)
         turn_away(porch, &gone, EBUSY, "too many connections at once");
 }
 
-/* --- the end ---------------------------------------------------------------------------------------------
- */
+/* --- the end -------------------------------------------------------------------------------------------- */
 
 void porch_close(struct porch *porch)
 {

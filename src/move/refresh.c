@@ -66,8 +66,7 @@ struct refresh {
     struct err err;
 };
 
-/* --- what both QEMUs say ----------------------------------------------------------------------------------
- */
+/* --- what both QEMUs say -------------------------------------------------------------------------------- */
 
 static void note(struct refresh *refresh, struct said *said, const char *event, const json_t *data)
 {
@@ -110,8 +109,7 @@ static void from_new_in_place(void *arg, const char *event, const json_t *data)
     pass_on(arg, event, data);
 }
 
-/* --- waiting ----------------------------------------------------------------------------------------------
- */
+/* --- waiting -------------------------------------------------------------------------------------------- */
 
 /* Locked. Why there is nothing to wait for any more. */
 static int check_both(struct refresh *refresh, struct err *err)
@@ -171,8 +169,7 @@ static int await(struct refresh *refresh, bool (*reached)(const struct refresh *
     return r;
 }
 
-/* --- the stages -------------------------------------------------------------------------------------------
- */
+/* --- the stages ----------------------------------------------------------------------------------------- */
 
 static int check_machine(const struct qemu_host *qemu, const char *binary, const char *machine,
                          struct err *err)
@@ -314,8 +311,7 @@ static int walk(struct refresh *refresh, struct err *err)
     return r;
 }
 
-/* --- the way back ------------------------------------------------------------------------------------------
- */
+/* --- the way back --------------------------------------------------------------------------------------- */
 
 /* First the note, then the other one's end, then the guest: see the top. */
 static int roll_back(struct refresh *refresh, struct err *err)
@@ -394,8 +390,7 @@ static void *refresh_run(void *arg)
     return NULL;
 }
 
-/* --- for the main thread -----------------------------------------------------------------------------------
- */
+/* --- for the main thread -------------------------------------------------------------------------------- */
 
 static void destroy(struct refresh *refresh)
 {

@@ -93,8 +93,7 @@ struct stream {
     struct direct *direct;       /* both NULL: QEMU gets all that comes */
 };
 
-/* --- from QEMU ---------------------------------------------------------------------------------------------
- */
+/* --- from QEMU ------------------------------------------------------------------------------------------ */
 
 static int send_packet(struct stream *stream, struct link *link, const uint8_t *packet, size_t size)
 {
@@ -323,8 +322,7 @@ int stream_peer_took(struct stream *stream, const uint8_t *payload, size_t size,
     return possible ? 0 : err_set(err, EPROTO, "the peer took bytes of QEMU's stream that were not sent");
 }
 
-/* --- to QEMU -----------------------------------------------------------------------------------------------
- */
+/* --- to QEMU -------------------------------------------------------------------------------------------- */
 
 /* What QEMU has heard from the destination's, or as if from there. */
 static void read_along(struct stream *stream, const void *back, size_t size)
@@ -456,8 +454,7 @@ int stream_inject(struct stream *stream, const void *data, size_t size, struct e
     return r;
 }
 
-/* --- connections -------------------------------------------------------------------------------------------
- */
+/* --- connections ---------------------------------------------------------------------------------------- */
 
 int stream_attach(struct stream *stream, struct link *link, uint64_t peer_taken, struct err *err)
 {
@@ -528,8 +525,7 @@ struct stream_count stream_count(struct stream *stream)
     return count;
 }
 
-/* --- life --------------------------------------------------------------------------------------------------
- */
+/* --- life ----------------------------------------------------------------------------------------------- */
 
 static struct stream *stream_new(enum frame_type sends, bool lasting, struct err *err)
 {

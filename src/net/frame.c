@@ -30,8 +30,7 @@ enum {
 
 static const uint8_t broadcast[MAC_SIZE] = {0xff, 0xff, 0xff, 0xff, 0xff, 0xff};
 
-/* --- learning --------------------------------------------------------------------------------------------
- */
+/* --- learning ------------------------------------------------------------------------------------------- */
 
 static bool learn_arp(const uint8_t mac[MAC_SIZE], const uint8_t *arp, size_t size, struct address *ret)
 {
@@ -105,8 +104,7 @@ bool frame_learn(const uint8_t mac[MAC_SIZE], const uint8_t *frame, size_t size,
     return true;
 }
 
-/* --- announcing ------------------------------------------------------------------------------------------
- */
+/* --- announcing ----------------------------------------------------------------------------------------- */
 
 static uint8_t *put_ether(uint8_t *frame, const uint8_t to[MAC_SIZE], const uint8_t from[MAC_SIZE],
                           uint16_t type)

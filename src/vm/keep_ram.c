@@ -31,8 +31,7 @@
 #define REPORT_FD 4
 #define NUMBER_SIZE 24
 
-/* --- the process that writes -------------------------------------------------------------------------------
- */
+/* --- the process that writes ---------------------------------------------------------------------------- */
 
 int keep_ram(const struct vm_options *options, struct err *err)
 {
@@ -43,8 +42,7 @@ int keep_ram(const struct vm_options *options, struct err *err)
     return r < 0 ? err_context(err, "the memory is not kept for its way back") : 0;
 }
 
-/* --- the process that has it written -----------------------------------------------------------------------
- */
+/* --- the process that has it written -------------------------------------------------------------------- */
 
 /* The pipe `report` is closed by exec, or carries its errno. */
 static _Noreturn void become(char *const *argv, int ram, int report)

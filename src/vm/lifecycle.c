@@ -65,8 +65,7 @@ int vm_kill(struct vm *vm, struct err *err)
     return r;
 }
 
-/* --- what the guest does -----------------------------------------------------------------------------------
- */
+/* --- what the guest does -------------------------------------------------------------------------------- */
 
 static void pause_marker(const struct vm *vm, char path[PATH_MAX])
 {
@@ -146,8 +145,7 @@ void vm_take_news(struct vm *vm)
         vm_look(vm);
 }
 
-/* --- start -------------------------------------------------------------------------------------------------
- */
+/* --- start ---------------------------------------------------------------------------------------------- */
 
 /* The record says that this copy is the VM; the disks' claims shall say so too, before the guest writes. */
 static int claim_disk(struct disk *disk, bool forked, struct err *err)
@@ -297,8 +295,7 @@ int vm_start(struct vm *vm, struct err *err)
     return boot(vm, err);
 }
 
-/* --- resume ------------------------------------------------------------------------------------------------
- */
+/* --- resume --------------------------------------------------------------------------------------------- */
 
 /* Ends a QEMU of which only the record is left: half arrived, or not ended after it had left. */
 static int end_leftover(struct vm *vm, struct err *err)

@@ -47,8 +47,7 @@ enum { EXIT_ENDED = 0, EXIT_ERROR = 1, EXIT_USAGE = 2, EXIT_NO_QEMU = 3 };
 #define LOCK_POLL_NSEC (5 * NSEC_PER_MSEC)
 #define DEFAULT_USER "orai-qemu"
 
-/* --- setting up --------------------------------------------------------------------------------------------
- */
+/* --- setting up ----------------------------------------------------------------------------------------- */
 
 static int run_path(const struct vm *vm, const char *name, char path[PATH_MAX], struct err *err)
 {
@@ -172,8 +171,7 @@ static int enter_mode(struct vm *vm, struct err *err)
     return -EINVAL;
 }
 
-/* --- the loop ----------------------------------------------------------------------------------------------
- */
+/* --- the loop ------------------------------------------------------------------------------------------- */
 
 /* At most five progress events per second, and the last one always. */
 static void tell_progress(struct vm *vm, int64_t now)
@@ -290,8 +288,7 @@ static int open_signals(struct err *err)
     return fd < 0 ? err_sys(err, errno, "cannot wait for signals") : fd;
 }
 
-/* --- main --------------------------------------------------------------------------------------------------
- */
+/* --- main ----------------------------------------------------------------------------------------------- */
 
 /* oraid may not have been connected yet: it finds the error in a file. */
 static void leave_failure(const struct vm *vm, const struct err *err)

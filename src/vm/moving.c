@@ -35,8 +35,7 @@ static void tell_move(struct vm *vm)
     control_tell(vm->control, json_pack("{s:s, s:o}", "event", "progress", "move", vm_move_status(vm)));
 }
 
-/* --- departure ---------------------------------------------------------------------------------------------
- */
+/* --- departure ------------------------------------------------------------------------------------------ */
 
 void vm_hand_machine_over(struct vm *vm)
 {
@@ -128,8 +127,7 @@ static void departure_ended(struct vm *vm, enum move_outcome outcome)
     }
 }
 
-/* --- arrival -----------------------------------------------------------------------------------------------
- */
+/* --- arrival -------------------------------------------------------------------------------------------- */
 
 static void arrival_began(struct vm *vm)
 {
@@ -252,8 +250,7 @@ int vm_connection(struct vm *vm, int socket, struct err *err)
     return 0;
 }
 
-/* --- both --------------------------------------------------------------------------------------------------
- */
+/* --- both ----------------------------------------------------------------------------------------------- */
 
 int vm_move_cancel(struct vm *vm, struct err *err)
 {

@@ -24,8 +24,7 @@
 #define WISH_NSEC (20 * NSEC_PER_SEC)  /* hosts come back */
 #define SHARE_NSEC (15 * NSEC_PER_SEC) /* without a connection */
 
-/* --- here the guest runs -----------------------------------------------------------------------------------
- */
+/* --- here the guest runs -------------------------------------------------------------------------------- */
 
 int vm_start_fetch(struct vm *vm, struct err *err)
 {
@@ -120,8 +119,7 @@ static void check_fetch(struct vm *vm)
     control_tell(vm->control, json_pack("{s:s}", "event", "whole"));
 }
 
-/* --- here the disks are lent -------------------------------------------------------------------------------
- */
+/* --- here the disks are lent ---------------------------------------------------------------------------- */
 
 /* For an orai-vm that has no guest: disks that nobody writes, and whoever answers for them. */
 static int open_lender(struct vm *vm, const struct fingerprint *borrower, bool shares, struct err *err)
@@ -229,8 +227,7 @@ static void check_lender(struct vm *vm)
     vm_end(vm, VM_REPLICA, "moved");
 }
 
-/* --- both --------------------------------------------------------------------------------------------------
- */
+/* --- both ----------------------------------------------------------------------------------------------- */
 
 void vm_check_split(struct vm *vm)
 {

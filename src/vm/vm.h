@@ -110,8 +110,7 @@ struct vm {
     bool killed;           /* QEMU is ending because a human wished so */
 };
 
-/* --- lifecycle.c -------------------------------------------------------------------------------------------
- */
+/* --- lifecycle.c ---------------------------------------------------------------------------------------- */
 
 int vm_start(struct vm *vm, struct err *err);
 /* -ESRCH when no QEMU runs: the guest is gone. */
@@ -129,8 +128,7 @@ int vm_kill(struct vm *vm, struct err *err);
 void vm_end(struct vm *vm, enum vm_state state, const char *why);
 void vm_set_state(struct vm *vm, enum vm_state state);
 
-/* --- moving.c ----------------------------------------------------------------------------------------------
- */
+/* --- moving.c ------------------------------------------------------------------------------------------- */
 
 int vm_arrive(struct vm *vm, struct err *err);
 int vm_arrival_resume(struct vm *vm, struct err *err);
@@ -152,8 +150,7 @@ bool vm_is_moving(const struct vm *vm);
 /* Opens the host's key when it is needed for the first time. */
 int vm_need_identity(struct vm *vm, struct err *err);
 
-/* --- refreshing.c ------------------------------------------------------------------------------------------
- */
+/* --- refreshing.c --------------------------------------------------------------------------------------- */
 
 /* `binary`: the QEMU to go on in. */
 /* `operation`: whose work it is, as the status is to say; any text. */
@@ -162,8 +159,7 @@ int vm_refresh(struct vm *vm, const char *binary, const char *operation, struct 
 void vm_check_refresh(struct vm *vm);
 json_t *vm_refresh_status(const struct vm *vm);
 
-/* --- splitting.c -------------------------------------------------------------------------------------------
- */
+/* --- splitting.c ---------------------------------------------------------------------------------------- */
 
 /* If the record says that blocks are borrowed. Before the guest runs. */
 int vm_start_fetch(struct vm *vm, struct err *err);
@@ -183,29 +179,25 @@ void vm_end_split(struct vm *vm);
 json_t *vm_lends(const struct vm *vm);
 json_t *vm_shares(const struct vm *vm);
 
-/* --- io_pause.c --------------------------------------------------------------------------------------------
- */
+/* --- io_pause.c ----------------------------------------------------------------------------------------- */
 
 void vm_io_stopped(struct vm *vm, const struct qemu_news *news);
 /* Lets the guest go on when what it waits for has come. */
 void vm_check_io_pause(struct vm *vm, int64_t now);
 
-/* --- hand_on.c ---------------------------------------------------------------------------------------------
- */
+/* --- hand_on.c ------------------------------------------------------------------------------------------ */
 
 /* Before this process ends at once: the disks' connections outlive it until the next one listens. */
 void vm_hand_on(struct vm *vm);
 
-/* --- keep_ram.c --------------------------------------------------------------------------------------------
- */
+/* --- keep_ram.c ----------------------------------------------------------------------------------------- */
 
 /* Takes the descriptor of the RAM of a guest that has left; -1: there is none. */
 void vm_keep_ram(const struct vm *vm, int ram);
 /* The mode "keep-ram": all that its process does. */
 int keep_ram(const struct vm_options *options, struct err *err);
 
-/* --- events.c ----------------------------------------------------------------------------------------------
- */
+/* --- events.c ------------------------------------------------------------------------------------------- */
 
 int events_init(struct events *events, struct err *err);
 qmp_event_fn events_from_qemu; /* arg: struct vm */
@@ -213,23 +205,20 @@ void events_move_changed(void *arg);
 /* What has gathered since; the flags that describe an end stay set. */
 struct qemu_news events_take(struct events *events);
 
-/* --- status.c ----------------------------------------------------------------------------------------------
- */
+/* --- status.c ------------------------------------------------------------------------------------------- */
 
 const char *vm_state_name(enum vm_state state);
 json_t *vm_status(struct vm *vm);
 json_t *vm_move_status(const struct vm *vm);
 json_t *vm_disks(const struct vm *vm);
 
-/* --- verbs.c -----------------------------------------------------------------------------------------------
- */
+/* --- verbs.c -------------------------------------------------------------------------------------------- */
 
 /* Carries out one request; `fd` (or -1) came with it and is consumed. Sets *ret_watch for "watch". The answer
  * is a new object. */
 json_t *vm_request(struct vm *vm, const json_t *request, int fd, bool *ret_watch);
 
-/* --- control.c ---------------------------------------------------------------------------------------------
- */
+/* --- control.c ------------------------------------------------------------------------------------------ */
 
 struct pollfd;
 #define CONTROL_MAX_CLIENTS 32

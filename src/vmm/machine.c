@@ -32,8 +32,7 @@ int machine_new(const struct qemu_env *env, const struct vm_config *config, stru
     return 0;
 }
 
-/* --- disks -------------------------------------------------------------------------------------------------
- */
+/* --- disks ---------------------------------------------------------------------------------------------- */
 
 static void disk_socket(const struct machine *machine, size_t index, char path[PATH_MAX])
 {
@@ -96,8 +95,7 @@ int machine_close_disks(struct machine *machine, struct err *err)
     return result;
 }
 
-/* --- network -----------------------------------------------------------------------------------------------
- */
+/* --- network -------------------------------------------------------------------------------------------- */
 
 static void close_taps(struct machine *machine)
 {
@@ -187,8 +185,7 @@ void machine_announce(struct machine *machine, const json_t *addresses)
         log_warning("%s", err.text);
 }
 
-/* --- QEMU --------------------------------------------------------------------------------------------------
- */
+/* --- QEMU ----------------------------------------------------------------------------------------------- */
 
 int machine_start(struct machine *machine, bool incoming, qmp_event_fn *on_event, void *arg, struct err *err)
 {
@@ -255,8 +252,7 @@ void machine_free(struct machine *machine)
     free(machine);
 }
 
-/* --- parts -------------------------------------------------------------------------------------------------
- */
+/* --- parts ---------------------------------------------------------------------------------------------- */
 
 const struct vm_config *machine_config(const struct machine *machine)
 {

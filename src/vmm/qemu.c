@@ -43,8 +43,7 @@
 #define QMP_UNNAMED "qmp.sock" /* until the pid is known */
 #define QEMU_NEXT_DIR "qemu-next"
 
-/* --- what QEMU inherits ------------------------------------------------------------------------------------
- */
+/* --- what QEMU inherits --------------------------------------------------------------------------------- */
 
 /* Our side of the descriptors, in the order in which the child numbers them from FIRST_FD on. */
 struct inherited {
@@ -154,8 +153,7 @@ static int prepare_run_dir(const struct qemu_env *env, const char *own, struct e
     return 0;
 }
 
-/* --- why it did not start ----------------------------------------------------------------------------------
- */
+/* --- why it did not start ------------------------------------------------------------------------------- */
 
 /* QEMU prefixes its messages with its own name, which says nothing new. */
 static const char *without_prefix(const char *line)
@@ -194,8 +192,7 @@ static void append_log_tail(const struct vm_config *config, int log_fd, off_t fr
                 said);
 }
 
-/* --- start and adoption ------------------------------------------------------------------------------------
- */
+/* --- start and adoption --------------------------------------------------------------------------------- */
 
 static struct qemu *qemu_alloc(const struct qemu_env *env)
 {
@@ -444,8 +441,7 @@ int qemu_adopt(const struct qemu_env *env, qmp_event_fn *on_event, void *arg, st
     return adopted(qemu, r, ret);
 }
 
-/* --- the end -----------------------------------------------------------------------------------------------
- */
+/* --- the end -------------------------------------------------------------------------------------------- */
 
 bool qemu_ended(const struct qemu *qemu)
 {
@@ -540,8 +536,7 @@ enum vm_ram qemu_ram(const struct qemu *qemu)
     return qemu->ram;
 }
 
-/* --- running -----------------------------------------------------------------------------------------------
- */
+/* --- running -------------------------------------------------------------------------------------------- */
 
 int qemu_status(struct qemu *qemu, char ret[32], struct err *err)
 {

@@ -83,8 +83,7 @@ int qemu_cont(struct qemu *qemu, struct err *err);
 int qemu_pause(struct qemu *qemu, struct err *err);
 int qemu_powerdown(struct qemu *qemu, struct err *err);
 
-/* --- migration (docs: QEMU's migration framework; pause-before-switchover, return-path) -------------------
- */
+/* --- migration (docs: QEMU's migration framework; pause-before-switchover, return-path) ----------------- */
 
 /* Listens for the incoming stream at run_dir/incoming.sock: of another host, or of the QEMU beside this one.
  */

@@ -64,8 +64,7 @@ static void add(const struct vm_config *config, struct qemu_pages *pages, uint64
     pages->offsets[pages->count++] = offset;
 }
 
-/* --- devices ---------------------------------------------------------------------------------------------
- */
+/* --- devices -------------------------------------------------------------------------------------------- */
 
 static void add_ring(const struct vm_config *config, struct qemu_pages *pages, uint64_t address,
                      uint64_t size)
@@ -110,8 +109,7 @@ void qemu_early_devices(struct qemu *qemu, const struct vm_config *config, struc
     }
 }
 
-/* --- CPUs ------------------------------------------------------------------------------------------------
- */
+/* --- CPUs ----------------------------------------------------------------------------------------------- */
 
 struct memory {
     const struct vm_config *config;

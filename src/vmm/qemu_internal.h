@@ -31,8 +31,7 @@ struct qemu {
     const char *own_dir; /* in RUN_DIR: its user may write there */
 };
 
-/* --- qemu_args.c: the command line ------------------------------------------------------------------------
- */
+/* --- qemu_args.c: the command line ---------------------------------------------------------------------- */
 
 /* Descriptors as they are numbered in QEMU; -1 where the VM has none. */
 struct qemu_fds {
@@ -46,8 +45,7 @@ char **qemu_args_build(const struct qemu_env *env, const struct vm_config *confi
                        bool incoming, const struct qemu_fds *fds);
 void qemu_args_free(char **argv);
 
-/* --- qemu_rescue.c ----------------------------------------------------------------------------------------
- */
+/* --- qemu_rescue.c -------------------------------------------------------------------------------------- */
 
 /* Where QEMU has both ends of the rescue monitor's connection. */
 #define QEMU_RESCUE_FD 3
@@ -60,8 +58,7 @@ int qemu_rescue_open(struct qemu *qemu, struct err *err);
 /* As whoever opened it has left it. */
 int qemu_rescue_take(struct qemu *qemu, struct err *err);
 
-/* --- qemu_early.c -----------------------------------------------------------------------------------------
- */
+/* --- qemu_early.c --------------------------------------------------------------------------------------- */
 
 /* The pages of a queue, from QEMU's answer about it (VirtQueueStatus). */
 void qemu_early_queue(const struct vm_config *config, const json_t *queue, struct qemu_pages *pages);
@@ -69,8 +66,7 @@ void qemu_early_queue(const struct vm_config *config, const json_t *queue, struc
 void qemu_early_registers(const struct vm_config *config, int ram_fd, const char *text,
                           struct qemu_pages *pages);
 
-/* --- spawn.c ----------------------------------------------------------------------------------------------
- */
+/* --- spawn.c -------------------------------------------------------------------------------------------- */
 
 struct spawn {
     char **argv; /* argv[0] is looked up in PATH */
@@ -85,22 +81,19 @@ struct spawn {
 /* Starts a process in a session of its own, recorded in pid_file before its first instruction runs. */
 int spawn_process(const struct spawn *spawn, pid_t *ret_pid, int *ret_pidfd, struct err *err);
 
-/* --- probe.c ----------------------------------------------------------------------------------------------
- */
+/* --- probe.c -------------------------------------------------------------------------------------------- */
 
 /* Is KVM real here? If not, `why` says so. */
 bool kvm_usable(char why[128]);
 
-/* --- qemu_migrate.c ---------------------------------------------------------------------------------------
- */
+/* --- qemu_migrate.c ------------------------------------------------------------------------------------- */
 
 /* QEMU listens at `theirs` in its own folder; the socket then moves to incoming.sock in ours, where QEMU
  * cannot replace it any more. */
 int qemu_incoming_path(const struct qemu *qemu, char path[PATH_MAX], struct err *err);
 int qemu_take_over_socket(const struct qemu *qemu, const char *theirs, struct err *err);
 
-/* --- qemu.c -----------------------------------------------------------------------------------------------
- */
+/* --- qemu.c --------------------------------------------------------------------------------------------- */
 
 /* Files of RUN_DIR that a QEMU has for itself: those of the guest's, and of one that is to take its place. */
 static inline const char *qemu_record_name(bool next)

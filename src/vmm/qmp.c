@@ -159,8 +159,7 @@ static void *reader_main(void *arg)
     return NULL;
 }
 
-/* --- connecting ------------------------------------------------------------------------------------------
- */
+/* --- connecting ----------------------------------------------------------------------------------------- */
 
 /* QEMU speaks first; it does so once it has accepted us, which a QEMU that serves another client never does.
  */
@@ -286,8 +285,7 @@ void qmp_free(struct qmp *qmp)
     free(qmp);
 }
 
-/* --- commands --------------------------------------------------------------------------------------------
- */
+/* --- commands ------------------------------------------------------------------------------------------- */
 
 /* Called with the mutex held. A line that goes out only in part would garble all later ones: then the end. */
 static int send_line(struct qmp *qmp, const char *line, size_t size, const char *command, struct err *err)

@@ -20,8 +20,7 @@
 #define RAM_NAME "orai-ram"
 #define POOL "/sys/kernel/mm/hugepages/hugepages-2048kB/"
 
-/* --- huge pages -------------------------------------------------------------------------------------------
- */
+/* --- huge pages ----------------------------------------------------------------------------------------- */
 
 static uint64_t pool_number(const char *path)
 {
@@ -58,8 +57,7 @@ static int reserve(int fd, uint64_t size)
     return 0;
 }
 
-/* --- making, finding ---------------------------------------------------------------------------------------
- */
+/* --- making, finding ------------------------------------------------------------------------------------ */
 
 /* A QEMU that shrank it would kill whoever reads the guest's memory with SIGBUS. */
 int ram_make(enum vm_ram kind, uint64_t size, int *ret, struct err *err)

@@ -60,8 +60,7 @@ static int listen_at(uint16_t *ret_port)
     return fd;
 }
 
-/* --- a server on a thread --------------------------------------------------------------------------------
- */
+/* --- a server on a thread ------------------------------------------------------------------------------- */
 
 struct server {
     pthread_t thread;
@@ -145,8 +144,7 @@ static void assert_says(struct tls *from, struct tls *to, const char *text)
     assert_string_equal(got, text);
 }
 
-/* --- pinning ----------------------------------------------------------------------------------------------
- */
+/* --- pinning -------------------------------------------------------------------------------------------- */
 
 static void two_pinned_hosts_talk_both_ways(void **state)
 {
@@ -300,8 +298,7 @@ static void the_pinned_certificate_without_its_key_is_refused(void **state)
     SSL_CTX_free(context);
 }
 
-/* --- foreign contexts
- * --------------------------------------------------------------------------------------- */
+/* --- foreign contexts ----------------------------------------------------------------------------------- */
 
 static SSL_CTX *foreign_context(void)
 {
@@ -359,8 +356,7 @@ static void a_server_gives_no_ticket_to_resume_with(void **state)
     SSL_CTX_free(context);
 }
 
-/* --- time, ends, pressure
- * ----------------------------------------------------------------------------------- */
+/* --- time, ends, pressure ------------------------------------------------------------------------------- */
 
 static void a_server_that_says_nothing_ends_at_the_deadline(void **state)
 {

@@ -51,8 +51,7 @@ static void expect(struct test_host *t, enum caller caller, const char *method, 
     answer_done(&answer);
 }
 
-/* --- the table and openapi.json ---------------------------------------------------------------------------
- */
+/* --- the table and openapi.json ------------------------------------------------------------------------- */
 
 /* "/v1/vms/{name}/start" against "/v1/vms/{}/start". */
 static bool same_path(const char *documented, const char *pattern)
@@ -92,8 +91,7 @@ static void the_routes_are_those_of_openapi(void **state)
     assert_int_equal(documented, api_route_count);
 }
 
-/* --- who may what -----------------------------------------------------------------------------------------
- */
+/* --- who may what --------------------------------------------------------------------------------------- */
 
 static void strangers_may_only_join(void **state)
 {
@@ -129,8 +127,7 @@ static void peers_may_read(void **state)
         expect(*state, CALLER_PEER, "GET", paths[i], NULL, 200);
 }
 
-/* --- paths, queries, bodies --------------------------------------------------------------------------------
- */
+/* --- paths, queries, bodies ----------------------------------------------------------------------------- */
 
 static void unknown_paths_and_methods_are_404(void **state)
 {
@@ -204,8 +201,7 @@ static void unknown_things_are_404_with_a_hint(void **state)
     expect(*state, CALLER_LOCAL, "GET", "/v1/operations/xyz", NULL, 404);
 }
 
-/* --- joining
- * ------------------------------------------------------------------------------------------------ */
+/* --- joining -------------------------------------------------------------------------------------------- */
 
 static void a_join_is_stored_with_the_key_that_asked(void **state)
 {
@@ -240,8 +236,7 @@ static void a_join_of_another_protocol_is_refused(void **state)
            400);
 }
 
-/* --- waiting
- * ------------------------------------------------------------------------------------------------ */
+/* --- waiting -------------------------------------------------------------------------------------------- */
 
 static void a_long_poll_waits_only_while_nothing_changes(void **state)
 {

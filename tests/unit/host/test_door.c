@@ -262,8 +262,7 @@ static void a_crowd_of_silent_connections_keeps_nobody_waiting(void **state)
     close(fd), close(listener);
 }
 
-/* --- the API behind it ------------------------------------------------------------------------------------
- */
+/* --- the API behind it ---------------------------------------------------------------------------------- */
 
 static void the_api_answers_a_client_with_a_key_and_knows_it_by_that(void **state)
 {

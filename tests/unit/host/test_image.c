@@ -31,8 +31,7 @@ static void hash_file(const char *path, uint64_t size, char text[HASH_TEXT_SIZE]
     hex_format(hash, sizeof hash, text);
 }
 
-/* --- the pass over the bytes -------------------------------------------------------------------------------
- */
+/* --- the pass over the bytes ---------------------------------------------------------------------------- */
 
 static void a_pass_copies_hashes_and_keeps_holes(void **state)
 {
@@ -117,8 +116,7 @@ static void a_pass_can_be_stopped(void **state)
     close(from);
 }
 
-/* --- programs
- * ----------------------------------------------------------------------------------------------- */
+/* --- programs ------------------------------------------------------------------------------------------- */
 
 static int run(const char *const *argv, int64_t msec, char **ret_output, struct err *err)
 {
@@ -165,8 +163,7 @@ static void a_program_inherits_the_one_descriptor(void **state)
     close(fd);
 }
 
-/* --- adding and removing
- * -------------------------------------------------------------------------------------- */
+/* --- adding and removing -------------------------------------------------------------------------------- */
 
 static json_t *add(struct test_host *t, const char *name, const char *path)
 {

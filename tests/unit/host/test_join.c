@@ -97,8 +97,7 @@ static void addresses_that_mean_more_in_a_url_are_refused(void **state)
     assert_int_equal(token_parse(token_format(&token, text), &back, &err), -EINVAL);
 }
 
-/* --- the inviting side -----------------------------------------------------------------------------------
- */
+/* --- the inviting side ---------------------------------------------------------------------------------- */
 
 static struct token invite(struct test_host *t, const char *alias, uint64_t ttl)
 {

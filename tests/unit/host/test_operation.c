@@ -153,8 +153,7 @@ static void lists_are_newest_first_and_by_subject(void **state)
     assert_false(id_equal(&old, &other));
 }
 
-/* --- events ----------------------------------------------------------------------------------------------
- */
+/* --- events --------------------------------------------------------------------------------------------- */
 
 static void followers_read_each_event_once_in_order(void **state)
 {

@@ -62,8 +62,7 @@ static void work_beyond_the_limits_is_refused(void **state)
     pool_free(pool);
 }
 
-/* --- options ----------------------------------------------------------------------------------------------
- */
+/* --- options -------------------------------------------------------------------------------------------- */
 
 static int parse(struct host_options *ret, const char **text, struct err *err, const char *a, const char *b,
                  const char *c, const char *d)
@@ -133,8 +132,7 @@ static void relative_folders_become_absolute(void **state)
     free((char *)options.state_dir);
 }
 
-/* --- files in the caller's name
- * ------------------------------------------------------------------------------ */
+/* --- files in the caller's name ------------------------------------------------------------------------- */
 
 static int open_as(uid_t uid, const char *path, int *ret, struct err *err)
 {

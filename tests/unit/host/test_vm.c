@@ -181,8 +181,7 @@ static void a_vm_moves_once_at_a_time(void **state)
     assert_int_equal(vm_begin_move(t->host.vms, "web1", &second, &err), 0);
 }
 
-/* --- through the API -------------------------------------------------------------------------------------
- */
+/* --- through the API ------------------------------------------------------------------------------------ */
 
 static struct answer ask(struct test_host *t, enum caller caller, const char *method, const char *path,
                          json_t *body)
@@ -325,8 +324,7 @@ static void an_arrival_whose_orai_vm_does_not_start_is_an_error(void **state)
     expect_status(*state, CALLER_PEER, "POST", "/v1/arrivals", arrival("new", &new, 1, 1), 500, "orai-vm");
 }
 
-/* --- creation ----------------------------------------------------------------------------------------------
- */
+/* --- creation ------------------------------------------------------------------------------------------- */
 
 static void machine_types_are_chosen_that_every_peer_has(void **state)
 {

@@ -25,8 +25,7 @@ static struct maker in;
 static struct holes *holes;
 static struct err err;
 
-/* --- QEMU ------------------------------------------------------------------------------------------------
- */
+/* --- QEMU ----------------------------------------------------------------------------------------------- */
 
 static struct {
     uint8_t bytes[1 << 20];
@@ -99,8 +98,7 @@ static size_t read_all(size_t beginning)
     return at;
 }
 
-/* --- the two streams --------------------------------------------------------------------------------------
- */
+/* --- the two streams ------------------------------------------------------------------------------------ */
 
 static size_t beginning, flowed; /* bytes */
 
@@ -158,8 +156,7 @@ static void ask(uint64_t page, uint32_t count, const char *block, size_t cut)
         assert_int_equal(holes_back(holes, message + at, MIN(cut, size - at), &err), 0);
 }
 
-/* --- tests ------------------------------------------------------------------------------------------------
- */
+/* --- tests ---------------------------------------------------------------------------------------------- */
 
 static void test_zero_pages_are_kept_away(void **state)
 {

@@ -49,8 +49,7 @@ static int teardown(void **state)
     return drop_folder(state);
 }
 
-/* --- runs ------------------------------------------------------------------------------------------------
- */
+/* --- runs ----------------------------------------------------------------------------------------------- */
 
 /* Puts a good run with `size` bytes of `letter` into `payload`; the whole size. */
 static size_t make_run(struct wire_run run, char letter, size_t size)
@@ -155,8 +154,7 @@ static void test_a_flipped_bit_is_found_named_and_not_written(void **state)
     assert_ok(give(size, &err));
 }
 
-/* --- claims ----------------------------------------------------------------------------------------------
- */
+/* --- claims --------------------------------------------------------------------------------------------- */
 
 static int claim_bytes(struct wire_claim head, const void *bytes, size_t size, struct err *err)
 {
@@ -268,8 +266,7 @@ static void test_what_a_disk_lacks_must_be_of_its_size(void **state)
     arrival.fetch = NULL;
 }
 
-/* --- memory ------------------------------------------------------------------------------------------------
- */
+/* --- memory --------------------------------------------------------------------------------------------- */
 
 static void test_a_seed_that_makes_no_sense_is_refused(void **state)
 {

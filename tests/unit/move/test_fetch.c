@@ -13,8 +13,7 @@
 
 #define MAX_LINKS 16
 
-/* --- whoever lies ----------------------------------------------------------------------------------------
- */
+/* --- whoever lies --------------------------------------------------------------------------------------- */
 
 struct actor;
 
@@ -199,8 +198,7 @@ static void actor_end(struct actor *actor)
     actor->link_count = 0;
 }
 
-/* --- a host's one port -----------------------------------------------------------------------------------
- */
+/* --- a host's one port ---------------------------------------------------------------------------------- */
 
 struct door {
     pthread_t thread;
@@ -257,8 +255,7 @@ static void close_door(struct door *door)
         actor_end(door->actor);
 }
 
-/* --- one borrower, and whom it asks ----------------------------------------------------------------------
- */
+/* --- one borrower, and whom it asks --------------------------------------------------------------------- */
 
 struct play {
     char path[128];
@@ -394,8 +391,7 @@ static void assert_untouched(const struct play *play, const char *name)
     assert_case(disk_missing(play->disk) == play->missing, name, "what was missing is missing", play);
 }
 
-/* --- honest ones -----------------------------------------------------------------------------------------
- */
+/* --- honest ones ---------------------------------------------------------------------------------------- */
 
 static void test_all_comes_from_the_lender_and_it_is_released(void **state)
 {
@@ -462,8 +458,7 @@ static void test_a_sharer_brings_what_the_lender_has_not_written_since(void **st
     end_play(play);
 }
 
-/* --- what is wrong about a run ---------------------------------------------------------------------------
- */
+/* --- what is wrong about a run -------------------------------------------------------------------------- */
 
 static uint8_t false_data[3 * DISK_BLOCK];
 
@@ -557,8 +552,7 @@ static void tell_far_disk(struct actor *actor, struct link *link, const struct w
     send_run(link, run, false_data, DISK_BLOCK);
 }
 
-/* --- what is wrong about other frames --------------------------------------------------------------------
- */
+/* --- what is wrong about other frames ------------------------------------------------------------------- */
 
 static void tell_other_serial(struct actor *actor, struct link *link, const struct wire_fetch *asked)
 {
@@ -657,8 +651,7 @@ static void say_nothing(struct actor *actor, struct link *link, const struct wir
     /* its pings say that it lives */
 }
 
-/* --- a lender that lies ----------------------------------------------------------------------------------
- */
+/* --- a lender that lies --------------------------------------------------------------------------------- */
 
 static const struct lie lies_of_a_lender[] = {
     {.name = "a block that is here", .answer = tell_unasked, .why = "not asked for"},
@@ -715,8 +708,7 @@ static void test_a_lender_that_lies_changes_nothing_and_an_honest_one_ends_it(vo
     }
 }
 
-/* --- a sharer that lies ----------------------------------------------------------------------------------
- */
+/* --- a sharer that lies --------------------------------------------------------------------------------- */
 
 static void say_damaged(struct link *link, struct lineage *lineage)
 {
@@ -819,8 +811,7 @@ static void test_a_sharer_that_lies_does_not_hold_up_the_lender(void **state)
         end_play(plays[i]);
 }
 
-/* --- too early -------------------------------------------------------------------------------------------
- */
+/* --- too early ------------------------------------------------------------------------------------------ */
 
 static void send_all_too_early(struct actor *actor, struct link *link)
 {
@@ -867,8 +858,7 @@ static void test_what_comes_before_the_guest_is_ours_is_refused(void **state)
     }
 }
 
-/* --- silence ---------------------------------------------------------------------------------------------
- */
+/* --- silence -------------------------------------------------------------------------------------------- */
 
 static void test_a_lender_that_falls_silent_is_waited_for_and_the_fetch_can_end(void **state)
 {

@@ -258,8 +258,7 @@ static void test_what_somebody_waits_for_is_asked_for_again_when_the_connection_
     assert_asks(&asked, 1000, 1);
 }
 
-/* --- several holders -------------------------------------------------------------------------------------
- */
+/* --- several holders ------------------------------------------------------------------------------------ */
 
 enum { SHARER = 3 };
 
@@ -496,8 +495,7 @@ static void test_answers_to_what_nobody_waits_for_do_not_excuse_a_late_one(void 
     assert_true(fetch_order_is_late(order, SHARER, now));
 }
 
-/* --- the end ---------------------------------------------------------------------------------------------
- */
+/* --- the end -------------------------------------------------------------------------------------------- */
 
 static void test_it_is_done_when_nothing_is_missing_nor_under_way(void **state)
 {

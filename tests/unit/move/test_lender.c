@@ -7,8 +7,7 @@
 
 #include <stdatomic.h>
 
-/* --- a host that lends or shares -------------------------------------------------------------------------
- */
+/* --- a host that lends or shares ------------------------------------------------------------------------ */
 
 struct house {
     bool shares;
@@ -54,8 +53,7 @@ static struct lender_numbers numbers_of(const struct house *house)
     return numbers;
 }
 
-/* --- a borrower ------------------------------------------------------------------------------------------
- */
+/* --- a borrower ----------------------------------------------------------------------------------------- */
 
 struct caller {
     struct link *link;
@@ -151,8 +149,7 @@ static void assert_answers(const struct house *house, const char *after)
     hang_up(&honest);
 }
 
-/* --- honest ones -----------------------------------------------------------------------------------------
- */
+/* --- honest ones ---------------------------------------------------------------------------------------- */
 
 static void test_heat_goes_to_who_fetches_in_the_background_and_lineages_to_the_first(void **state)
 {
@@ -233,8 +230,7 @@ static void test_a_release_that_is_never_durable_holds_up_nothing(void **state)
     hang_up(&caller);
 }
 
-/* --- wrong requests --------------------------------------------------------------------------------------
- */
+/* --- wrong requests ------------------------------------------------------------------------------------- */
 
 struct request {
     const char *name;
@@ -315,8 +311,7 @@ static void test_a_wrong_request_ends_its_connection_and_nothing_else(void **sta
     assert_true(close_house(&houses[true]) < NSEC_PER_SEC);
 }
 
-/* --- who calls -------------------------------------------------------------------------------------------
- */
+/* --- who calls ------------------------------------------------------------------------------------------ */
 
 static void assert_refused(const struct house *house, const char *role, uint64_t epoch, const char *why)
 {
@@ -396,8 +391,7 @@ static void test_a_ninth_connection_is_refused_until_one_has_gone(void **state)
     assert_true(close_house(&house) < NSEC_PER_SEC);
 }
 
-/* --- who does not go on ----------------------------------------------------------------------------------
- */
+/* --- who does not go on --------------------------------------------------------------------------------- */
 
 static void write_frame(struct tls *tls, enum frame_type type, const void *payload, size_t size)
 {

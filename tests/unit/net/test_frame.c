@@ -48,8 +48,7 @@ static void assert_learns_nothing(const uint8_t *frame, size_t size)
     assert_false(frame_learn(mac, frame, size, &address, &plain));
 }
 
-/* --- built, byte by byte -----------------------------------------------------------------------------------
- */
+/* --- built, byte by byte -------------------------------------------------------------------------------- */
 
 static void rarp_is_as_qemus(void **state)
 {
@@ -124,8 +123,7 @@ static void a_router_is_advertised_as_one(void **state)
     assert_int_equal(frame[14 + 40 + 4], 0x80 | 0x20);
 }
 
-/* --- learned -----------------------------------------------------------------------------------------------
- */
+/* --- learned -------------------------------------------------------------------------------------------- */
 
 static void learns_from_what_it_builds(void **state)
 {
@@ -214,8 +212,7 @@ static void plain_ipv4_teaches_its_source(void **state)
     assert_learns(frame, sizeof frame, &four, true);
 }
 
-/* --- addresses ---------------------------------------------------------------------------------------------
- */
+/* --- addresses ------------------------------------------------------------------------------------------ */
 
 static void addresses_no_guest_has_are_not_usable(void **state)
 {

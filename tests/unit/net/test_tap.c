@@ -242,8 +242,7 @@ static void tap_is_taken_back_from_the_process_that_has_it(void **state)
     assert_int_equal(tap_header_size(back), 10);
 }
 
-/* --- learning ----------------------------------------------------------------------------------------------
- */
+/* --- learning ------------------------------------------------------------------------------------------- */
 
 /* As the guest would: behind an empty net header. */
 static void send_as_guest(int tap, const uint8_t *frame, size_t size)
@@ -375,8 +374,7 @@ static void learning_on_a_tap_that_is_not_there_fails(void **state)
     assert_non_null(strstr(err.text, "oraitest9"));
 }
 
-/* --- announcing --------------------------------------------------------------------------------------------
- */
+/* --- announcing ----------------------------------------------------------------------------------------- */
 
 static int listen_on_tap(void)
 {

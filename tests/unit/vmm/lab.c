@@ -94,8 +94,7 @@ void lab_wait_migration(struct qemu *qemu, const char *wanted)
     assert_string_equal(migration.status, wanted);
 }
 
-/* --- pump --------------------------------------------------------------------------------------------------
- */
+/* --- pump ----------------------------------------------------------------------------------------------- */
 
 struct pump {
     pthread_t thread;

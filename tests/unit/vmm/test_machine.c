@@ -271,8 +271,7 @@ static void a_nic_survives_our_absence(void **state)
     end(machine);
 }
 
-/* --- a second QEMU
- * ------------------------------------------------------------------------------------------ */
+/* --- a second QEMU -------------------------------------------------------------------------------------- */
 
 static struct machine *running_twice(struct lab *lab)
 {

@@ -291,8 +291,7 @@ static void a_silent_server_is_given_up_at_the_deadline(void **state)
     assert_true(clock_now() - before < 4 * NSEC_PER_SEC);
 }
 
-/* --- qmp_lines ---------------------------------------------------------------------------------------------
- */
+/* --- qmp_lines ------------------------------------------------------------------------------------------ */
 
 static void feed(struct qmp_lines *lines, const char *text)
 {
