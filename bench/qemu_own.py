@@ -54,6 +54,20 @@ class Qmp:
             self.read()
 
 
+def own_hosts(lab, network, rate=None, rtt=None, delay=None):
+    """Two of them on the lab's segment, as the lab's own hosts are; `delay` is the program that makes `rtt` (seconds)."""
+    hosts = []
+    for number, name in enumerate("ab", 1):
+        namespace = lab.namespace(name)
+        link = lab.segment.plug(namespace, "uplink")
+        if rtt:
+            link.delay(rtt / 4, delay)
+        if rate:
+            link.limit(rate)
+        hosts.append(OwnHost(namespace, link, f"{network}.{number}", lab.folder))
+    return hosts
+
+
 class OwnHost:
     """A network namespace in which QEMU is started by hand."""
 
@@ -82,34 +96,40 @@ class OwnHost:
         return process, Qmp(path)
 
 
-def move(source, target, destination, *capabilities, **parameters):
+def move(source, target, destination, *capabilities, mirror=True, **parameters):
     """`source`, `target`: Qmp of the running and the waiting QEMU; `capabilities` and `parameters`: more of QEMU's migration. With
-    "postcopy-ram" the memory follows the switch, without a pass before it. Returns when all is there and the guest runs on the target."""
+    "postcopy-ram" the memory follows the switch, without a pass before it. Without `mirror` both have the same disk, on shared
+    storage. Returns when all is there and the guest runs on the target."""
     later = "postcopy-ram" in capabilities
-    target("nbd-server-start", addr={"type": "inet", "data": {"host": destination, "port": str(NBD_PORT)}})
-    target("block-export-add", id="export0", type="nbd", node_name="disk0", name="disk0", writable=True)
+    if mirror:
+        target("nbd-server-start", addr={"type": "inet", "data": {"host": destination, "port": str(NBD_PORT)}})
+        target("block-export-add", id="export0", type="nbd", node_name="disk0", name="disk0", writable=True)
     for qmp in (source, target):
         qmp("migrate-set-capabilities", capabilities=[{"capability": "pause-before-switchover", "state": True},
                                                       *({"capability": name, "state": True} for name in ("events", *capabilities))])
         qmp("migrate-set-parameters", max_bandwidth=1 << 34, downtime_limit=300, **parameters)
     target("migrate-incoming", uri=f"tcp:{destination}:{MIGRATION_PORT}")
-    source("blockdev-add", driver="nbd", node_name="there", export="disk0",
-           server={"type": "inet", "host": destination, "port": str(NBD_PORT)})
-    source("blockdev-mirror", job_id="mirror0", device="disk0", target="there", sync="full")
-    source.wait("BLOCK_JOB_READY")
+    if mirror:
+        source("blockdev-add", driver="nbd", node_name="there", export="disk0",
+               server={"type": "inet", "host": destination, "port": str(NBD_PORT)})
+        source("blockdev-mirror", job_id="mirror0", device="disk0", target="there", sync="full")
+        source.wait("BLOCK_JOB_READY")
     source("migrate", uri=f"tcp:{destination}:{MIGRATION_PORT}")
     if later:
         source.wait("MIGRATION", lambda data: data["status"] == "active")
         source("migrate-start-postcopy")
     source.wait("MIGRATION", lambda data: data["status"] == "pre-switchover")
-    source("block-job-cancel", device="mirror0")
-    source.wait("BLOCK_JOB_COMPLETED")
+    if mirror:
+        source("block-job-cancel", device="mirror0")
+        source.wait("BLOCK_JOB_COMPLETED")
     if later:  # it runs before the stream ends
-        target("nbd-server-stop")
+        if mirror:
+            target("nbd-server-stop")
         target("cont")
     source("migrate-continue", state="pre-switchover")
     source.wait("MIGRATION", lambda data: data["status"] == "completed")
     target.wait("MIGRATION", lambda data: data["status"] == "completed")
     if not later:
-        target("nbd-server-stop")  # the guest may only write once the export does not
+        if mirror:
+            target("nbd-server-stop")  # the guest may only write once the export does not
         target("cont")

@@ -87,6 +87,8 @@ struct departure {
     atomic_bool renewing;          /* what comes from the destination's QEMU is thrown away, until "anew" */
     struct stream *old_stream; /* of memory that was to go before the switch: links may still look at it */
     uint64_t spent;            /* bytes sent of it */
+    uint64_t sent_before;      /* bytes of memory sent until */
+    bool follows;              /* the guest runs there, and its memory follows */
     int64_t memory_began;      /* clock_now() */
     struct qemu_pages early;   /* what its devices need first; then */
     int kept_ram;              /* the guest's RAM once it has left; -1: it is not to be kept */

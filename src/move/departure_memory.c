@@ -148,6 +148,7 @@ void departure_count_memory(struct departure *departure)
     struct progress_numbers *numbers = &departure->numbers;
     const struct stream_count count = stream_count(departure->session.stream);
     numbers->memory_sent = departure->spent + count.sent;
+    numbers->memory_later = departure->follows ? numbers->memory_sent - departure->sent_before : 0;
     numbers->memory_found = count.packed.known_pages * KNOWN_PAGE;
     numbers->memory_zero = count.packed.zero_pages * KNOWN_PAGE;
     numbers->memory_saved = count.packed.before_zstd - count.packed.after_zstd;
@@ -446,7 +447,8 @@ int departure_follow(struct departure *departure, struct err *err)
 {
     bool told = false, waits = true; /* the guest there, for more */
     int64_t shown = 0;
-    uint64_t before = departure->numbers.memory_sent; /* when the destination was ready */
+    departure->sent_before = departure->numbers.memory_sent; /* when the destination was ready */
+    departure->follows = true;
     /* QEMU is still far from its end. Should it ever continue the guest, nobody hears that. */
     machine_set_network(departure->machine, false);
     if (!departure->resumed)
@@ -478,7 +480,6 @@ int departure_follow(struct departure *departure, struct err *err)
         r = waits ? reach_waiting_guest(departure, err) : 0;
     }
     departure_count_memory(departure);
-    departure->numbers.memory_later = departure->numbers.memory_sent - before;
     departure_show(departure);
     return r;
 }

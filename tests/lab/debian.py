@@ -21,15 +21,18 @@ def ensure_debian():
     subprocess.run([GUEST_FOLDER / "build-debian", CACHE], check=True)
 
 
-class DebianGuest:
-    def __init__(self, lab, host, name="web1", image="debian12", memory="1G", disk="8G", cpus=2, writer=64):
-        self.lab, self.name = lab, name
-        append = (f"root=/dev/vda rw console=ttyS0 quiet orai.ip={GUEST}/24 orai.gw={CLIENT} orai.writer={writer}")
-        host.orai("create", name, "--image", image, "--memory", memory, "--cpus", cpus, "--disk", disk, "--bridge", "br0",
-                  "--kernel", CACHE / "debian12.vmlinuz", "--initrd", CACHE / "debian12.initrd", "--append", append)
+def command_line(writer=64):
+    """The kernel's; the writer writes so many KiB per second."""
+    return f"root=/dev/vda rw console=ttyS0 quiet orai.ip={GUEST}/24 orai.gw={CLIENT} orai.writer={writer}"
 
-    def start(self, host, seconds=180):
-        host.orai("start", self.name)
+
+class Apache:
+    """The guest's, whoever runs the guest."""
+
+    def __init__(self, lab):
+        self.lab = lab
+
+    def wait(self, seconds=180):
         wait_until(lambda: self.answers(), seconds, "the guest's Apache answers")
 
     def get(self, path, seconds=5):
@@ -58,6 +61,18 @@ class DebianGuest:
 
     def writer(self):
         return json.loads(self.get("/writer.json"))
+
+
+class DebianGuest(Apache):
+    def __init__(self, lab, host, name="web1", image="debian12", memory="1G", disk="8G", cpus=2, writer=64):
+        super().__init__(lab)
+        self.name = name
+        host.orai("create", name, "--image", image, "--memory", memory, "--cpus", cpus, "--disk", disk, "--bridge", "br0",
+                  "--kernel", CACHE / "debian12.vmlinuz", "--initrd", CACHE / "debian12.initrd", "--append", command_line(writer))
+
+    def start(self, host, seconds=180):
+        host.orai("start", self.name)
+        self.wait(seconds)
 
 
 class Visitors:
