@@ -19,7 +19,6 @@ from contextlib import contextmanager
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-USERFAULTFD = Path("/proc/sys/vm/unprivileged_userfaultfd")
 
 
 def parser(description):
@@ -58,13 +57,10 @@ def workspace(folder, name):
 
 @contextmanager
 def userfaultfd():
-    """Memory can follow the switch: QEMU needs userfaultfd for that, and Orai's does not run as root."""
-    before = USERFAULTFD.read_text()
-    USERFAULTFD.write_text("1")
-    try:
+    """As the stories have it, which wait as long. tests/lab is on Python's path by now."""
+    import machine
+    with machine.userfaultfd():
         yield
-    finally:
-        USERFAULTFD.write_text(before)
 
 
 @contextmanager

@@ -5,13 +5,10 @@ Several runs of pytest at a time divide the stories among themselves: each takes
 a folder in the folder that --share names. Stories with one name in their mark `together` all go to the same run.
 """
 
-import contextlib
-import errno
 import signal
-import socket
-import time
 from pathlib import Path
 
+import machine
 import pytest
 
 
@@ -102,38 +99,12 @@ def guests():
         guest.close()
 
 
-@contextlib.contextmanager
-def alone_on_this_machine(name):
-    """Waits until no other process has this name: one of an abstract socket, which nothing outlives."""
-    with socket.socket(socket.AF_UNIX) as held:
-        while True:
-            try:
-                held.bind(f"\0orai-lab-{name}")
-                break
-            except OSError as e:
-                if e.errno != errno.EADDRINUSE:
-                    raise
-            time.sleep(0.2)
-        yield
-
-
-USERFAULTFD = Path("/proc/sys/vm/unprivileged_userfaultfd")
-
-
 @pytest.fixture
 def userfaultfd():
-    """Memory can follow a guest, as with the package's sysctl.d; what the machine had is restored. It is a setting of the whole
-    machine: stories with it bear the mark together("userfaultfd"), and other runs of pytest wait. userfaultfd(False) forbids
-    it again."""
-    def allow(allowed):
-        USERFAULTFD.write_text("1" if allowed else "0")
-    with alone_on_this_machine("userfaultfd"):
-        before = USERFAULTFD.read_text()
-        allow(True)
-        try:
-            yield allow
-        finally:
-            USERFAULTFD.write_text(before)
+    """Memory can follow a guest; userfaultfd(False) forbids it again. It is a setting of the whole machine: stories with it bear the
+    mark together("userfaultfd"), and other runs of pytest wait."""
+    with machine.userfaultfd() as allow:
+        yield allow
 
 
 @pytest.hookimpl(hookwrapper=True)
