@@ -86,6 +86,8 @@ static int take(struct arrival *arrival, const json_t *addresses, struct err *er
     if (arrival_lacks(arrival) && arrival_open_fetch(arrival, err) < 0)
         log_error("%s", err->text);
     qemu_hurry(machine_qemu(arrival->machine), false);
+    if (arrival->guest_runs)
+        arrival_await_clock(arrival);
     if (arrival->guest_runs && qemu_cont(machine_qemu(arrival->machine), err) < 0)
         log_error("the guest is here but does not run: %s", err->text);
     machine_announce(arrival->machine, addresses);

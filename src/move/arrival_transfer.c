@@ -211,6 +211,30 @@ int arrival_transfer(struct arrival *arrival, struct err *err)
     return r;
 }
 
+/* All that was let through to QEMU is loaded. Its monitor may answer in the middle of that, but not twice. */
+static int wait_taken(struct arrival *arrival, struct err *err)
+{
+    int64_t deadline = clock_now() + MOVE_PAUSE_NS;
+    for (int answers = 0; answers < 2;) {
+        char status[32];
+        bool awaited = stream_is_awaited(arrival->session.stream);
+        int r = qemu_status(machine_qemu(arrival->machine), status, err);
+        if (r < 0 || (r = session_check(&arrival->session, err)) < 0)
+            return r;
+        if (strcmp(status, "inmigrate") != 0) /* nothing is held back */
+            return 0;
+        answers = awaited ? answers + 1 : 0;
+        if (!awaited && (r = check_qemu(arrival, err)) < 0)
+            return r;
+        if (clock_now() > deadline)
+            return err_set(err, ETIMEDOUT, "QEMU on the destination did not take the guest in time");
+        r = awaited ? 0 : session_nap(&arrival->session, clock_now() + 2 * NSEC_PER_MSEC, err);
+        if (r < 0)
+            return r;
+    }
+    return 0;
+}
+
 /* QEMU stops in "inmigrate" until its stream has ended. */
 static int wait_loaded(struct arrival *arrival, struct err *err)
 {
@@ -255,9 +279,10 @@ int arrival_hashes(struct arrival *arrival, struct link *link, const uint8_t *pa
 int arrival_page(struct arrival *arrival, const uint8_t *payload, size_t size, struct err *err)
 {
     if (size == 0) {
-        arrival->compared = true;
+        int r = stream_let_go(arrival->session.stream, err); /* this thread's, until the session ends */
+        arrival->compared = r == 0;
         session_wake(&arrival->session);
-        return 0;
+        return r;
     }
     if (size != 8 + COMPARE_PAGE || get_le64(payload) >= arrival->compare.ram.pages)
         return err_set(err, EPROTO, "a page of the guest's memory makes no sense");
@@ -278,10 +303,25 @@ static int wait_compared(struct arrival *arrival, struct err *err)
     return r;
 }
 
+/* The devices find memory as it was at the source. And then little is left until the guest goes on, so that
+ * its clock can be set. */
+static int compare_first(struct arrival *arrival, struct err *err)
+{
+    int r = wait_taken(arrival, err);
+    if (r == 0)
+        r = wait_compared(arrival, err);
+    if (r == 0)
+        r = wait_taken(arrival, err);
+    return r < 0 ? r : stream_finish(arrival->session.stream, err);
+}
+
 int arrival_pause(struct arrival *arrival, struct err *err)
 {
-    int r = wait_loaded(arrival, err);
-    if (r == 0 && arrival->compare_memory)
+    bool first = arrival->compare_memory && arrival->clock;
+    int r = first ? compare_first(arrival, err) : 0;
+    if (r == 0)
+        r = wait_loaded(arrival, err);
+    if (r == 0 && arrival->compare_memory && !first)
         r = wait_compared(arrival, err);
     if (r < 0)
         return r;
