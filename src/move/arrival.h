@@ -207,6 +207,8 @@ int arrival_open_fetch(struct arrival *arrival, struct err *err);
 int arrival_stood_still(struct arrival *arrival, const uint8_t *payload, size_t size, struct err *err);
 int arrival_watch_clock(struct arrival *arrival, struct stream *stream, struct err *err);
 void arrival_await_clock(struct arrival *arrival);
+/* epoch_set; how long it takes tells how long the next one will. */
+int arrival_record(struct arrival *arrival, const struct epoch_record *record, struct err *err);
 /* arrival_memory.c: opens QEMU's stream; waits until the memory that comes after the switch is here, or the
  * guest is lost. */
 int arrival_open_stream(struct arrival *arrival, struct err *err);

@@ -229,10 +229,7 @@ static int record_arriving(struct arrival *arrival, struct err *err)
     record.peer.port = arrival->source.port;
     snprintf(record.peer.name, sizeof record.peer.name, "%s", arrival->source_name);
     snprintf(record.peer.address, sizeof record.peer.address, "%s", arrival->source.address);
-    int64_t began = clock_now();
-    int r = epoch_set(arrival->epoch, &record, err);
-    arrival->standstill.durable = clock_now() - began;
-    return r;
+    return arrival_record(arrival, &record, err);
 }
 
 /* Until all that it wrote has been replaced, the copy says that it is a fork of the common ancestor. */

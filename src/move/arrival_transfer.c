@@ -303,8 +303,19 @@ static int wait_compared(struct arrival *arrival, struct err *err)
     return r;
 }
 
+static int record_ready(struct arrival *arrival, struct err *err)
+{
+    struct epoch_record record = *epoch_get(arrival->epoch);
+    arrival_note_blocks(arrival);
+    record.ready = true;
+    record.borrowed = arrival_lacks(arrival);
+    record.memory_away = arrival->memory_later;
+    record.from = arrival->source.fingerprint; /* it may have to ask what became of this, however late */
+    return arrival_record(arrival, &record, err);
+}
+
 /* The devices find memory as it was at the source. And then little is left until the guest goes on, so that
- * its clock can be set. */
+ * its clock can be set: as little as can be. What fails behind the record is refused durably. */
 static int compare_first(struct arrival *arrival, struct err *err)
 {
     int r = wait_taken(arrival, err);
@@ -312,6 +323,8 @@ static int compare_first(struct arrival *arrival, struct err *err)
         r = wait_compared(arrival, err);
     if (r == 0)
         r = wait_taken(arrival, err);
+    if (r == 0)
+        r = record_ready(arrival, err);
     return r < 0 ? r : stream_finish(arrival->session.stream, err);
 }
 
@@ -323,15 +336,9 @@ int arrival_pause(struct arrival *arrival, struct err *err)
         r = wait_loaded(arrival, err);
     if (r == 0 && arrival->compare_memory && !first)
         r = wait_compared(arrival, err);
+    if (r == 0 && !first)
+        r = record_ready(arrival, err);
     if (r < 0)
-        return r;
-    struct epoch_record record = *epoch_get(arrival->epoch);
-    arrival_note_blocks(arrival);
-    record.ready = true;
-    record.borrowed = arrival_lacks(arrival);
-    record.memory_away = arrival->memory_later;
-    record.from = arrival->source.fingerprint; /* it may have to ask what became of this, however late */
-    if ((r = epoch_set(arrival->epoch, &record, err)) < 0)
         return r;
     arrival->ready = true;
     _cleanup_json_ json_t *ready = json_pack("{s:s}", "host", arrival->host->name);
