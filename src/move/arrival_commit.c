@@ -44,6 +44,9 @@ static int answer(struct arrival *arrival, enum frame_type type)
     _cleanup_json_ json_t *json =
         json_pack("{s:s, s:I}", "host", arrival->host->name, "epoch", (json_int_t)arrival->next_epoch);
     struct link *control = arrival->session.control;
+    if (type == FRAME_RUNNING && arrival->standstill.goes_on)
+        json_object_set_new(json, "clock_forward_ms",
+                            json_integer(arrival->standstill.forward / NSEC_PER_MSEC));
     int r = control ? link_send_json(control, type, json, NULL) : -ENOTCONN;
     return r < 0 ? r : link_drain(control, clock_now() + 2 * NSEC_PER_SEC, NULL);
 }

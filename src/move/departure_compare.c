@@ -1,8 +1,9 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * The source's part of comparing an emulated guest's memory (memory/compare.h), between "completed" and
- * "ready". Of any guest when the user wants its memory verified: then nothing may differ that QEMU's dirty
- * tracking does not explain, nor anything when what it had lost has been sent.
+ * The source's part of comparing an emulated guest's memory (memory/compare.h), between QEMU's
+ * last page and the loading of its devices. Of any guest when the user wants its memory verified: then
+ * nothing may differ that QEMU's dirty tracking does not explain, nor anything when what it had lost has been
+ * sent.
  */
 #include "base/clock.h"
 #include "base/endian.h"
@@ -178,7 +179,9 @@ static int await_loaded(struct departure *departure, int64_t deadline, struct er
         if (departure->migration == MIGRATION_FAILED)
             return err_set(err, EIO, "QEMU gave the migration up at its end");
         if (clock_now() > deadline)
-            return err_set(err, ETIMEDOUT, "the destination did not load the guest's memory in time");
+            return err_set(err, ETIMEDOUT,
+                           "the destination did not load the guest's memory within %d s of the pause",
+                           (int)(MOVE_PAUSE_NS / NSEC_PER_SEC));
     }
     if (!mail)
         return r;
@@ -191,11 +194,11 @@ static int await_loaded(struct departure *departure, int64_t deadline, struct er
 
 int departure_compare(struct departure *departure, struct err *err)
 {
-    int64_t deadline = clock_now() + COMPARE_NS;
     uint32_t lost = 0;
-    int r = await_loaded(departure, deadline, err);
+    int r = await_loaded(departure, clock_now() + MOVE_PAUSE_NS, err);
     if (r < 0)
         return r;
+    int64_t deadline = clock_now() + COMPARE_NS;
     r = compare_once(departure, deadline, &lost, err);
     if (r == 0 && lost && departure_emulated(departure))
         log_info("QEMU's dirty tracking had lost %u pages of the emulated guest: they are sent now", lost);

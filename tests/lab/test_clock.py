@@ -1,13 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """An emulated guest's clock does not fall behind when the guest moves, though it stands still meanwhile."""
 
-import json
-import time
-
 import pytest
 
 from host import MIB, wait_until
-from test_qemu10 import new_qemu  # noqa: F401
 
 pytestmark = pytest.mark.alone
 
@@ -16,30 +12,14 @@ MOST = 0.015  # seconds that one move may make of difference; the half of them l
 USUAL = 0.010
 
 
-def clock_of(guest):
-    """(seconds that the guest's clock is ahead of the host's, what it counts by), by the fastest of some answers."""
-    best = None
-    for _ in range(60):
-        began = time.time()
-        answer = guest.pulse.ask("clock")
-        ended = time.time()
-        if best is None or ended - began < best[0]:
-            best = ended - began, answer, (began + ended) / 2
-        time.sleep(0.005)
-    took, answer, middle = best
-    assert took < 0.02, f"no answer took less than {took * 1000:.1f} ms: this machine is too busy"
-    clock = json.loads(answer)
-    return clock["nsec"] / 1e9 - middle, clock["source"]
-
-
 def check_moves(lab, guest, *options):
     """Moves it there and back; returns what each move made of its clock, in seconds."""
     hosts, changes = [lab.a, lab.b], []
-    before, counts_by = clock_of(guest)
+    before, counts_by = guest.pulse.clock()
     for _ in range(MOVES):
         result = hosts[0].orai("move", guest.name, hosts[1].name, *options, json=True)
         wait_until(lambda: hosts[0].vm_state(guest.name) == "replica", 30, "the move is over at its source")
-        after, _ = clock_of(guest)
+        after, _ = guest.pulse.clock()
         changes.append((after - before, result["blackout_ms"] / 1000))
         before = after
         hosts.reverse()
