@@ -26,6 +26,7 @@
 #define DURABLE_MOST_NS (8 * NSEC_PER_MSEC)
 #define CONT_NS (NSEC_PER_MSEC / 2) /* QEMU's own way from the command to its clock */
 #define RECORDS 2                   /* the commit there, the epoch here; and each disk's claim */
+#define LOOKS 8
 #define MOST_WAIT_NS (200 * NSEC_PER_MSEC)
 
 /* What QEMU lets the guest's TSC count by (its cpu_get_host_ticks). Elsewhere that is no clock. */
@@ -38,6 +39,23 @@ static uint64_t ticks_now(void)
 #endif
 }
 
+/* Both at the same moment, though this thread may be stopped in between. Returns clock_now(). */
+static int64_t look_at_both(uint64_t *ret_ticks)
+{
+    int64_t best = 0, took = INT64_MAX;
+    for (int i = 0; i < LOOKS; i++) {
+        int64_t before = clock_now();
+        uint64_t ticks = ticks_now();
+        int64_t after = clock_now();
+        if (after - before >= took)
+            continue;
+        took = after - before;
+        best = before + took / 2;
+        *ret_ticks = ticks;
+    }
+    return best;
+}
+
 int arrival_stood_still(struct arrival *arrival, const uint8_t *payload, size_t size, struct err *err)
 {
     struct wire_clock clock;
@@ -45,9 +63,12 @@ int arrival_stood_still(struct arrival *arrival, const uint8_t *payload, size_t 
     if (r < 0)
         return r;
     /* It comes more than once: the one that was on its way for the shortest time is right. */
-    int64_t since = clock_now() - clock.stood - clock.round_trip / 2, before = arrival->standstill.since;
+    int64_t since = clock_now() - clock.stood - clock.round_trip / 2;
+    pthread_mutex_lock(&arrival->lock);
+    int64_t before = arrival->standstill.since;
     arrival->standstill.since = before ? MIN(before, since) : since;
     arrival->standstill.round_trip = clock.round_trip;
+    pthread_mutex_unlock(&arrival->lock);
     return 0;
 }
 
@@ -70,8 +91,9 @@ static int64_t rest_of(const struct arrival *arrival, bool loads)
 static struct timer_shift shift(void *arg, bool loads)
 {
     struct arrival *arrival = arg;
-    uint64_t ticks = ticks_now();
-    int64_t now = clock_now(), since = arrival->standstill.since, goes_on = now + rest_of(arrival, loads);
+    uint64_t ticks;
+    int64_t now = look_at_both(&ticks), since = arrival->standstill.since,
+            goes_on = now + rest_of(arrival, loads);
     if (!since)
         return (struct timer_shift){0};
     if (goes_on - since > MOST_NS) {
@@ -79,7 +101,8 @@ static struct timer_shift shift(void *arg, bool loads)
                     (int)(MOST_NS / NSEC_PER_SEC));
         return (struct timer_shift){0};
     }
-    double rate = (double)(ticks - arrival->standstill.ticks) / (double)(now - arrival->standstill.began);
+    double counted = (double)(ticks - arrival->standstill.ticks);
+    double rate = counted / (double)MAX(now - arrival->standstill.began, INT64_C(1));
     arrival->standstill.forward = goes_on - since;
     arrival->standstill.goes_on = goes_on;
     return (struct timer_shift){.nsec = goes_on - since,
@@ -90,8 +113,7 @@ int arrival_watch_clock(struct arrival *arrival, struct stream *stream, struct e
 {
     if (!arrival->clock || (!arrival->compare_memory && !arrival->memory_later))
         return 0;
-    arrival->standstill.began = clock_now();
-    arrival->standstill.ticks = ticks_now();
+    arrival->standstill.began = look_at_both(&arrival->standstill.ticks);
     return stream_set_clock(stream, shift, arrival, err);
 }
 
