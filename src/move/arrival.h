@@ -203,10 +203,10 @@ bool arrival_lacks(const struct arrival *arrival);
 int arrival_own_disk(struct disk *disk, struct err *err);
 int arrival_open_fetch(struct arrival *arrival, struct err *err);
 /* arrival_clock.c: FRAME_CLOCK, on a link's thread; lets the guest's clock be set on its way through the
- * stream; returns when its clock is right. */
+ * stream; lets the guest run, when its clock is right. */
 int arrival_stood_still(struct arrival *arrival, const uint8_t *payload, size_t size, struct err *err);
 int arrival_watch_clock(struct arrival *arrival, struct stream *stream, struct err *err);
-void arrival_await_clock(struct arrival *arrival);
+int arrival_go_on(struct arrival *arrival, struct err *err);
 /* epoch_set; how long it takes tells how long the next one will. */
 int arrival_record(struct arrival *arrival, const struct epoch_record *record, struct err *err);
 /* arrival_memory.c: opens QEMU's stream; waits until the memory that comes after the switch is here, or the

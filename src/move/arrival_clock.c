@@ -117,14 +117,17 @@ int arrival_watch_clock(struct arrival *arrival, struct stream *stream, struct e
     return stream_set_clock(stream, shift, arrival, err);
 }
 
-void arrival_await_clock(struct arrival *arrival)
+int arrival_go_on(struct arrival *arrival, struct err *err)
 {
-    int64_t goes_on = arrival->standstill.goes_on, early = goes_on - CONT_NS - clock_now();
-    if (!goes_on)
-        return;
-    log_info("the guest's clock is set forward by %.1f ms; it could go on %.1f ms %s",
-             (double)arrival->standstill.forward / NSEC_PER_MSEC,
-             (double)(early < 0 ? -early : early) / NSEC_PER_MSEC, early < 0 ? "too late" : "too early");
+    int64_t goes_on = arrival->standstill.goes_on, early = goes_on ? goes_on - CONT_NS - clock_now() : 0;
     if (early > 0)
         clock_sleep(MIN(early, MOST_WAIT_NS));
+    int r = qemu_cont(machine_qemu(arrival->machine), err);
+    if (r == 0 && goes_on)
+        log_info("the guest's clock was set forward by %.1f ms; it could go on %.1f ms %s, and is behind by "
+                 "%.1f ms at most",
+                 (double)arrival->standstill.forward / NSEC_PER_MSEC,
+                 (double)(early < 0 ? -early : early) / NSEC_PER_MSEC, early < 0 ? "too late" : "too early",
+                 (double)(clock_now() - goes_on) / NSEC_PER_MSEC);
+    return r;
 }

@@ -88,11 +88,9 @@ static int take(struct arrival *arrival, const json_t *addresses, struct err *er
     own_disks(arrival);
     if (arrival_lacks(arrival) && arrival_open_fetch(arrival, err) < 0)
         log_error("%s", err->text);
-    qemu_hurry(machine_qemu(arrival->machine), false);
-    if (arrival->guest_runs)
-        arrival_await_clock(arrival);
-    if (arrival->guest_runs && qemu_cont(machine_qemu(arrival->machine), err) < 0)
+    if (arrival->guest_runs && arrival_go_on(arrival, err) < 0)
         log_error("the guest is here but does not run: %s", err->text);
+    qemu_hurry(machine_qemu(arrival->machine), false); /* not before: its clock runs from here on */
     machine_announce(arrival->machine, addresses);
     if (arrival->host->on_change)
         arrival->host->on_change(arrival->host->arg);
