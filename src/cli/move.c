@@ -48,6 +48,7 @@ static const struct view view_result = {
                                        {"predicted_seconds", "Predicted", COLUMN_SECONDS},
                                        {"blackout_ms", "Blackout", COLUMN_MSEC},
                                        {"predicted_blackout_ms", "Predicted", COLUMN_MSEC},
+                                       {"clock_forward_ms", "Clock set forward by", COLUMN_MSEC},
                                        {"disk_bytes", "Disk", COLUMN_BYTES},
                                        {"predicted_disk_bytes", "Predicted", COLUMN_BYTES},
                                        {"full_disk_bytes", "Full disk copy", COLUMN_BYTES},

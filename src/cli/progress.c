@@ -167,6 +167,7 @@ json_t *progress_result_json(const json_t *move)
         set_copy(result, plain[i], move, plain[i]);
     json_object_set_new(result, "seconds", json_real((double)json_u64(move, "elapsed_ms", 0) / 1000));
     set_copy(result, "blackout_ms", move, "blackout_ms");
+    set_copy(result, "clock_forward_ms", move, "clock_forward_ms");
     set_copy(result, "disk_bytes", disk, "sent_bytes");
     set_copy(result, "memory_bytes", memory, "sent_bytes");
     set_copy(result, "full_disk_bytes", disk, "full_bytes");

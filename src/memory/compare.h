@@ -9,10 +9,10 @@
  * marking of the entry as dirty. A guest that moved often enough under load panicked. KVM's dirty log has no
  * such hole: such a guest's memory is compared when the user wants it verified, and what differs is an error.
  *
- * The devices that load before this look at the rings of their virtio queues, which may be among what was
- * lost (42 of 650 moves of a guest on a host with six times the load that it can bear). That does no harm:
- * QEMU's own writes are never lost, and what only the guest wrote there it reads again once the guest goes
- * on.
+ * The devices are loaded after this (memory/timer.h holds them back): they look at the rings of their virtio
+ * queues, which may be among what was lost (42 of 650 moves of a guest on a host with six times the load
+ * that it can bear). Where the peer's Orai is older they are loaded before, which does no harm: QEMU's own
+ * writes are never lost, and what only the guest wrote there it reads again once the guest goes on.
  *
  *   source                                  destination
  *   hashes of pages that are not zero  ->  compares with its own; what lies between them must be zero

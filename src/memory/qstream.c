@@ -363,6 +363,11 @@ bool qstream_at_element(const struct qstream *stream)
     return stream->state == STATE_ELEMENT && !stream->skip && stream->has_ram && !stream->footer_due;
 }
 
+bool qstream_is_over(const struct qstream *stream)
+{
+    return stream->state == STATE_REST;
+}
+
 bool qstream_at_block(const struct qstream *stream)
 {
     return stream->state == STATE_BLOCKS;

@@ -69,6 +69,8 @@ bool qstream_end(struct qstream *stream, struct qstream_piece *ret);
  * given its own name), or a whole section of RAM's. */
 bool qstream_at_record(const struct qstream *stream);
 bool qstream_at_element(const struct qstream *stream);
+/* The piece was the first that is not read, or one after it. */
+bool qstream_is_over(const struct qstream *stream);
 /* The next piece is an entry of the list of RAM blocks: u8 length and name, be64 bytes that are used. */
 bool qstream_at_block(const struct qstream *stream);
 /* Such a section's bytes before and behind its records; their number. */

@@ -5,12 +5,14 @@
 #include "base/macro.h"
 
 #include <errno.h>
+#include <linux/sockios.h>
 #include <poll.h>
 #include <pthread.h>
 #include <stdatomic.h>
 #include <stdio.h>
 #include <string.h>
 #include <sys/eventfd.h>
+#include <sys/ioctl.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/un.h>
@@ -255,6 +257,12 @@ int relay_write(struct relay *relay, const void *data, size_t size, size_t *ret_
     }
     *ret_written = done;
     return r;
+}
+
+bool relay_is_read(const struct relay *relay)
+{
+    int fd = atomic_load(&relay->socket), unread;
+    return fd >= 0 && ioctl(fd, SIOCOUTQ, &unread) == 0 && unread == 0;
 }
 
 void relay_keep_short(struct relay *relay)

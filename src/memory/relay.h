@@ -45,6 +45,8 @@ void relay_keep_short(struct relay *relay);
 void relay_kick(struct relay *relay);
 /* *ret_written counts also when it fails: -EPIPE when QEMU is gone, -EINTR when interrupted. */
 int relay_write(struct relay *relay, const void *data, size_t size, size_t *ret_written, struct err *err);
+/* QEMU has read all that was written to it. */
+bool relay_is_read(const struct relay *relay);
 /* Makes relay_write return, now and as long as it is on. */
 void relay_interrupt(struct relay *relay, bool on);
 /* Bytes that went from QEMU to `forward`. */

@@ -10,6 +10,7 @@
  *   arrival_donor.c     what is found in a donor is not sent
  *   arrival_checkpoint.c what of memory is found in a checkpoint is not sent
  *   arrival_split.c     what a post-copy move does otherwise
+ *   arrival_clock.c     the guest's clock is set forward by the time that it stood still
  *   arrival_memory.c    QEMU's stream, and memory that comes after the switch
  *   arrival_commit.c    the commit, waiting for it over broken links, refusing it
  *
@@ -64,6 +65,15 @@ struct arrival {
     bool compare_memory;    /* the guest is emulated: see memory/compare.h */
     struct compare compare; /* of data link 0's thread, from "loaded" on */
     atomic_bool comparing, compared;
+    bool clock; /* the source tells how long the guest stands still, and compares before devices are loaded */
+    struct {
+        int64_t began;                     /* clock_now() when */
+        uint64_t ticks;                    /* the CPU's counter stood there */
+        _Atomic int64_t durable;           /* nsec that the newest record took */
+        _Atomic int64_t since, round_trip; /* clock_now() when the guest stopped there; 0: not told */
+        _Atomic int64_t goes_on;           /* clock_now() for which its clocks were set; 0: they were not */
+        _Atomic int64_t forward;           /* nsec, by which they were */
+    } standstill;
     struct checkpoint *checkpoint; /* NULL: none; set before there are data connections */
     bool telling;                  /* not all of it was told; */
     size_t told;                   /* bytes that were */
@@ -192,6 +202,13 @@ bool arrival_lacks(const struct arrival *arrival);
 /* The guest is ours: its disks' claims say so, and what they lack may be fetched. */
 int arrival_own_disk(struct disk *disk, struct err *err);
 int arrival_open_fetch(struct arrival *arrival, struct err *err);
+/* arrival_clock.c: FRAME_CLOCK, on a link's thread; lets the guest's clock be set on its way through the
+ * stream; lets the guest run, when its clock is right. */
+int arrival_stood_still(struct arrival *arrival, const uint8_t *payload, size_t size, struct err *err);
+int arrival_watch_clock(struct arrival *arrival, struct stream *stream, struct err *err);
+int arrival_go_on(struct arrival *arrival, struct err *err);
+/* epoch_set; how long it takes tells how long the next one will. */
+int arrival_record(struct arrival *arrival, const struct epoch_record *record, struct err *err);
 /* arrival_memory.c: opens QEMU's stream; waits until the memory that comes after the switch is here, or the
  * guest is lost. */
 int arrival_open_stream(struct arrival *arrival, struct err *err);

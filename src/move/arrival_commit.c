@@ -44,6 +44,9 @@ static int answer(struct arrival *arrival, enum frame_type type)
     _cleanup_json_ json_t *json =
         json_pack("{s:s, s:I}", "host", arrival->host->name, "epoch", (json_int_t)arrival->next_epoch);
     struct link *control = arrival->session.control;
+    if (type == FRAME_RUNNING && arrival->standstill.goes_on)
+        json_object_set_new(json, "clock_forward_ms",
+                            json_integer(arrival->standstill.forward / NSEC_PER_MSEC));
     int r = control ? link_send_json(control, type, json, NULL) : -ENOTCONN;
     return r < 0 ? r : link_drain(control, clock_now() + 2 * NSEC_PER_SEC, NULL);
 }
@@ -85,9 +88,9 @@ static int take(struct arrival *arrival, const json_t *addresses, struct err *er
     own_disks(arrival);
     if (arrival_lacks(arrival) && arrival_open_fetch(arrival, err) < 0)
         log_error("%s", err->text);
-    qemu_hurry(machine_qemu(arrival->machine), false);
-    if (arrival->guest_runs && qemu_cont(machine_qemu(arrival->machine), err) < 0)
+    if (arrival->guest_runs && arrival_go_on(arrival, err) < 0)
         log_error("the guest is here but does not run: %s", err->text);
+    qemu_hurry(machine_qemu(arrival->machine), false); /* not before: its clock runs from here on */
     machine_announce(arrival->machine, addresses);
     if (arrival->host->on_change)
         arrival->host->on_change(arrival->host->arg);

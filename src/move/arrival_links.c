@@ -244,6 +244,8 @@ static int on_data(struct arrival *arrival, struct link *link, unsigned index, c
         return stream_peer_took(stream_of(arrival), payload, frame->length, err);
     case FRAME_ANEW:
         return on_anew(arrival, link, index, frame, payload, err);
+    case FRAME_CLOCK:
+        return arrival_stood_still(arrival, payload, frame->length, err);
     case FRAME_HASHES:
     case FRAME_PAGE:
         if (!arrival->comparing || index != 0)
@@ -289,6 +291,8 @@ static int on_control(struct arrival *arrival, struct link *link, const struct f
     case FRAME_PROGRESS:
         on_progress(arrival, frame, payload);
         return 0;
+    case FRAME_CLOCK:
+        return arrival_stood_still(arrival, payload, frame->length, err);
     case FRAME_HELLO:
     case FRAME_RUN:
     case FRAME_MARK:

@@ -43,6 +43,8 @@ int arrival_open_stream(struct arrival *arrival, struct err *err)
         r = arrival_unpack(arrival, stream, err);
         if (r == 0)
             r = take_short_cuts(arrival, stream, err);
+        if (r == 0)
+            r = arrival_watch_clock(arrival, stream, err);
         if (r < 0)
             stream_free(stream);
     }

@@ -77,6 +77,7 @@ static json_t *memory_json(struct arrival *arrival)
 {
     struct err err = ERR_NONE;
     json_t *memory = arrival_look_at_checkpoint(arrival);
+    json_object_set_new(memory, "clock", json_true());
     if (!arrival->may_renew)
         return memory;
     bool anew = qemu_may_postcopy(arrival->host->env.uid, &err) == 0;
@@ -225,7 +226,7 @@ static int record_arriving(struct arrival *arrival, struct err *err)
     record.peer.port = arrival->source.port;
     snprintf(record.peer.name, sizeof record.peer.name, "%s", arrival->source_name);
     snprintf(record.peer.address, sizeof record.peer.address, "%s", arrival->source.address);
-    return epoch_set(arrival->epoch, &record, err);
+    return arrival_record(arrival, &record, err);
 }
 
 /* Until all that it wrote has been replaced, the copy says that it is a fork of the common ancestor. */
@@ -397,6 +398,7 @@ static int prepare(struct arrival *arrival, struct arrival_file files[ARRIVAL_FI
     arrival->memory_later = json_bool(message, "memory_later", false);
     arrival->may_renew = json_bool(message, "memory_anew", false);
     arrival->tells_faults = json_bool(message, "faults", false);
+    arrival->clock = json_bool(message, "clock", false);
     if ((r = arrival_check(arrival, message, err)) < 0 ||
         (r = arrival_look_at_files(arrival, message, files, wanted, err)) < 0 ||
         (r = send_prepared(arrival, wanted, err)) < 0 ||

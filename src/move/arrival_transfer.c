@@ -211,6 +211,30 @@ int arrival_transfer(struct arrival *arrival, struct err *err)
     return r;
 }
 
+/* All that was let through to QEMU is loaded. Its monitor may answer in the middle of that, but not twice. */
+static int wait_taken(struct arrival *arrival, struct err *err)
+{
+    int64_t deadline = clock_now() + MOVE_PAUSE_NS;
+    for (int answers = 0; answers < 2;) {
+        char status[32];
+        bool awaited = stream_is_awaited(arrival->session.stream);
+        int r = qemu_status(machine_qemu(arrival->machine), status, err);
+        if (r < 0 || (r = session_check(&arrival->session, err)) < 0)
+            return r;
+        if (strcmp(status, "inmigrate") != 0) /* nothing is held back */
+            return 0;
+        answers = awaited ? answers + 1 : 0;
+        if (!awaited && (r = check_qemu(arrival, err)) < 0)
+            return r;
+        if (clock_now() > deadline)
+            return err_set(err, ETIMEDOUT, "QEMU on the destination did not take the guest in time");
+        r = awaited ? 0 : session_nap(&arrival->session, clock_now() + 2 * NSEC_PER_MSEC, err);
+        if (r < 0)
+            return r;
+    }
+    return 0;
+}
+
 /* QEMU stops in "inmigrate" until its stream has ended. */
 static int wait_loaded(struct arrival *arrival, struct err *err)
 {
@@ -254,9 +278,10 @@ int arrival_hashes(struct arrival *arrival, struct link *link, const uint8_t *pa
 int arrival_page(struct arrival *arrival, const uint8_t *payload, size_t size, struct err *err)
 {
     if (size == 0) {
-        arrival->compared = true;
+        int r = stream_let_go(arrival->session.stream, err); /* this thread's, until the session ends */
+        arrival->compared = r == 0;
         session_wake(&arrival->session);
-        return 0;
+        return r;
     }
     if (size != 8 + COMPARE_PAGE || get_le64(payload) >= arrival->compare.ram.pages)
         return err_set(err, EPROTO, "a page of the guest's memory makes no sense");
@@ -277,20 +302,42 @@ static int wait_compared(struct arrival *arrival, struct err *err)
     return r;
 }
 
-int arrival_pause(struct arrival *arrival, struct err *err)
+static int record_ready(struct arrival *arrival, struct err *err)
 {
-    int r = wait_loaded(arrival, err);
-    if (r == 0 && arrival->compare_memory)
-        r = wait_compared(arrival, err);
-    if (r < 0)
-        return r;
     struct epoch_record record = *epoch_get(arrival->epoch);
     arrival_note_blocks(arrival);
     record.ready = true;
     record.borrowed = arrival_lacks(arrival);
     record.memory_away = arrival->memory_later;
     record.from = arrival->source.fingerprint; /* it may have to ask what became of this, however late */
-    if ((r = epoch_set(arrival->epoch, &record, err)) < 0)
+    return arrival_record(arrival, &record, err);
+}
+
+/* The devices find memory as it was at the source. And then little is left until the guest goes on, so that
+ * its clock can be set: as little as can be. What fails behind the record is refused durably. */
+static int compare_first(struct arrival *arrival, struct err *err)
+{
+    int r = wait_taken(arrival, err);
+    if (r == 0)
+        r = wait_compared(arrival, err);
+    if (r == 0)
+        r = wait_taken(arrival, err);
+    if (r == 0)
+        r = record_ready(arrival, err);
+    return r < 0 ? r : stream_finish(arrival->session.stream, err);
+}
+
+int arrival_pause(struct arrival *arrival, struct err *err)
+{
+    bool first = arrival->compare_memory && arrival->clock;
+    int r = first ? compare_first(arrival, err) : 0;
+    if (r == 0)
+        r = wait_loaded(arrival, err);
+    if (r == 0 && arrival->compare_memory && !first)
+        r = wait_compared(arrival, err);
+    if (r == 0 && !first)
+        r = record_ready(arrival, err);
+    if (r < 0)
         return r;
     arrival->ready = true;
     _cleanup_json_ json_t *ready = json_pack("{s:s}", "host", arrival->host->name);

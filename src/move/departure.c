@@ -155,6 +155,7 @@ static int start(const struct move_host *host, struct machine *machine, struct e
                                                    .disk_base = "none",
                                                    .converging = true,
                                                    .blackout_ms = -1,
+                                                   .clock_forward_ms = -1,
                                                    .running_ms = -1};
     departure->progress = progress_new(&options->move, machine_config(machine)->name, host->name,
                                        options->peer.name, options->dry_run);

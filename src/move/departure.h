@@ -9,6 +9,7 @@
  *   departure_donor.c     what the destination finds in a donor is not sent
  *   departure_transfer.c  rounds, memory beside them, the pause
  *   departure_memory.c    QEMU's stream: before the switch, or after it
+ *   departure_clock.c     how long the guest stands still
  *   departure_compare.c   an emulated guest's memory is compared, because QEMU's dirty tracking of it has
  * holes
  *   departure_split.c     what a post-copy move does otherwise
@@ -73,6 +74,7 @@ struct departure {
     /* Memory. */
     bool packs;          /* the destination can unpack QEMU's stream, */
     bool packs_later;    /* also when memory comes after the switch */
+    bool clock;          /* it sets the guest's clock, and compares before the devices are loaded */
     bool known_spoilt;   /* it cannot read its checkpoint any more; guarded by the session's lock */
     struct known *known; /* what it has in its checkpoint; NULL: it has none. Set with the session's lock */
     struct ram_view ram; /* an emulated guest's, to compare */
@@ -289,6 +291,8 @@ bool departure_fill_view(struct departure *departure);
 int departure_hash_memory(struct departure *departure, struct err *err);
 void departure_drop_hashes(struct departure *departure);
 int departure_compare(struct departure *departure, struct err *err);
+/* departure_clock.c: from the stop on, over `link`; nothing where the destination has no use for it. */
+int departure_tell_clock(struct departure *departure, struct link *link, struct err *err);
 bool departure_emulated(const struct departure *departure);
 /* QEMU's dirty tracking decides what goes over, and cannot be trusted with this guest. */
 bool departure_compares(const struct departure *departure);

@@ -59,6 +59,15 @@ static void take_back(struct departure *departure, bool by_hand)
 
 enum answer { ANSWER_RUNNING, ANSWER_REFUSED };
 
+/* What is said beside it is for those who watch. */
+static void hear_running(struct departure *departure, const struct mail *mail)
+{
+    _cleanup_json_ json_t *running = NULL;
+    if (json_parse((const char *)mail->payload, mail->frame.length, "running", &running, NULL) == 0 &&
+        json_is_integer(json_object_get(running, "clock_forward_ms")))
+        departure->numbers.clock_forward_ms = (int64_t)json_u64(running, "clock_forward_ms", 0);
+}
+
 /* Says "commit" on the control connection that is there and waits for the answer. */
 static int ask(struct departure *departure, enum answer *ret, struct err *err)
 {
@@ -78,6 +87,8 @@ static int ask(struct departure *departure, enum answer *ret, struct err *err)
     if (r < 0)
         return r;
     enum frame_type type = mail->frame.type;
+    if (type == FRAME_RUNNING)
+        hear_running(departure, mail);
     free(mail);
     if (type != FRAME_RUNNING && type != FRAME_REFUSED)
         return err_set(err, EPROTO, "the destination answered the commit with \"%s\"", frame_type_name(type));

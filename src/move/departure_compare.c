@@ -1,8 +1,9 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * The source's part of comparing an emulated guest's memory (memory/compare.h), between "completed" and
- * "ready". Of any guest when the user wants its memory verified: then nothing may differ that QEMU's dirty
- * tracking does not explain, nor anything when what it had lost has been sent.
+ * The source's part of comparing an emulated guest's memory (memory/compare.h), between QEMU's
+ * last page and the loading of its devices. Of any guest when the user wants its memory verified: then
+ * nothing may differ that QEMU's dirty tracking does not explain, nor anything when what it had lost has been
+ * sent.
  */
 #include "base/clock.h"
 #include "base/endian.h"
@@ -141,7 +142,10 @@ static int compare_once(struct departure *departure, int64_t deadline, uint32_t 
         (r = session_wait(&departure->session, FRAME_WANTED, deadline, &mail, err)) < 0)
         return r;
     *ret_pages = mail->frame.length / 8;
-    r = send_pages(departure, mail, err);
+    /* Nothing is on its way there now. */
+    r = departure_tell_clock(departure, departure->session.data[0], err);
+    if (r == 0)
+        r = send_pages(departure, mail, err);
     free(mail);
     return r;
 }
@@ -165,15 +169,36 @@ static int verify(struct departure *departure, int64_t deadline, uint32_t lost, 
     return 0;
 }
 
+/* QEMU may end here meanwhile, or give up. */
+static int await_loaded(struct departure *departure, int64_t deadline, struct err *err)
+{
+    struct mail *mail = NULL;
+    int r;
+    while ((r = departure_check(departure, err)) == 0 &&
+           (r = session_next(&departure->session, clock_now() + 50 * NSEC_PER_MSEC, &mail, err)) == -EAGAIN) {
+        if (departure->migration == MIGRATION_FAILED)
+            return err_set(err, EIO, "QEMU gave the migration up at its end");
+        if (clock_now() > deadline)
+            return err_set(err, ETIMEDOUT,
+                           "the destination did not load the guest's memory within %d s of the pause",
+                           (int)(MOVE_PAUSE_NS / NSEC_PER_SEC));
+    }
+    if (!mail)
+        return r;
+    enum frame_type type = mail->frame.type;
+    free(mail);
+    return type == FRAME_LOADED ? 0
+                                : err_set(err, EPROTO, "the destination sent \"%s\" where \"%s\" was due",
+                                          frame_type_name(type), frame_type_name(FRAME_LOADED));
+}
+
 int departure_compare(struct departure *departure, struct err *err)
 {
-    int64_t deadline = clock_now() + COMPARE_NS;
-    struct mail *mail;
     uint32_t lost = 0;
-    int r = session_wait(&departure->session, FRAME_LOADED, deadline, &mail, err);
+    int r = await_loaded(departure, clock_now() + MOVE_PAUSE_NS, err);
     if (r < 0)
         return r;
-    free(mail);
+    int64_t deadline = clock_now() + COMPARE_NS;
     r = compare_once(departure, deadline, &lost, err);
     if (r == 0 && lost && departure_emulated(departure))
         log_info("QEMU's dirty tracking had lost %u pages of the emulated guest: they are sent now", lost);

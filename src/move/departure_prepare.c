@@ -201,6 +201,7 @@ static int send_prepare(struct departure *departure, const struct travelling_fil
     json_object_set_new(prepare, "memory_later", json_boolean(departure->memory_later));
     json_object_set_new(prepare, "memory_anew", json_boolean(may_renew(departure)));
     json_object_set_new(prepare, "faults", json_true());
+    json_object_set_new(prepare, "clock", json_true());
     return link_send_json(departure->session.control, FRAME_PREPARE, prepare, err);
 }
 
@@ -363,6 +364,7 @@ static json_t *choose_checkpoint(struct departure *departure, const struct offer
     const json_t *memory = json_object_get(offer->prepared, "memory");
     departure->packs = json_bool(memory, "packed", false);
     departure->packs_later = json_bool(memory, "packed_later", false);
+    departure->clock = json_bool(memory, "clock", false);
     bool packs = departure->memory_later ? departure->packs_later : departure->packs;
     if (!packs || !json_bool(memory, "checkpoint", false) || departure->options.dry_run)
         return NULL;

@@ -345,16 +345,24 @@ int departure_pause(struct departure *departure, struct err *err)
 {
     _cleanup_json_ json_t *ready = NULL;
     struct qemu *qemu = machine_qemu(departure->machine);
-    int r = departure->memory_later ? departure_lead_memory(departure, err) : 0;
+    bool compares = departure_compares(departure), first = compares && departure->clock;
+    /* On the one, nothing waits before it; on the other it comes before the devices. */
+    int r = departure_tell_clock(departure, departure->session.control, err);
+    if (r == 0)
+        r = departure_tell_clock(departure, departure->session.data[0], err);
+    if (r == 0 && departure->memory_later)
+        r = departure_lead_memory(departure, err);
     if (r == 0)
         r = qemu_migrate_continue(qemu, err);
     if (r == 0)
         r = last_round(departure, err);
-    if (r == 0 && departure_compares(departure))
+    if (r == 0 && compares)
         r = departure_hash_memory(departure, err);
+    if (r == 0 && first)
+        r = departure_compare(departure, err);
     if (r == 0 && !departure->memory_later)
         r = departure_wait_completed(departure, err);
-    if (r == 0 && departure_compares(departure))
+    if (r == 0 && compares && !first)
         r = departure_compare(departure, err);
     if (r == 0)
         r = session_wait_json(&departure->session, FRAME_READY, clock_now() + MOVE_PAUSE_NS, &ready, err);

@@ -189,6 +189,8 @@ json_t *progress_json(struct progress *progress, const char *role)
     json_object_set_new(json, "throttle_most", json_integer(n->throttle_most));
     json_object_set_new(json, "elapsed_ms", json_integer((end - progress->started) / NSEC_PER_MSEC));
     json_object_set_new(json, "blackout_ms", n->blackout_ms < 0 ? json_null() : json_integer(n->blackout_ms));
+    json_object_set_new(json, "clock_forward_ms",
+                        n->clock_forward_ms < 0 ? json_null() : json_integer(n->clock_forward_ms));
     json_object_set_new(json, "running_ms", n->running_ms < 0 ? json_null() : json_integer(n->running_ms));
     json_object_set_new(json, "predicted", prediction_json(&progress->prediction));
     json_object_set_new(json, "notes", json_deep_copy(progress->notes));

@@ -55,6 +55,7 @@ struct progress_numbers {
     bool converging;
     unsigned throttle, throttle_most; /* percent of their time that the guest's CPUs are held: now, at most */
     int64_t blackout_ms;              /* -1 = not known yet */
+    int64_t clock_forward_ms;         /* what the guest's clock was set forward by there; -1 = it was not */
     int64_t running_ms; /* from the move's beginning until the guest ran there; -1 = it does not yet */
 };
 

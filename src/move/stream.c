@@ -90,7 +90,10 @@ struct stream {
     _Atomic uint64_t taken;
     _Atomic uint64_t told;
     struct holes *_Atomic holes; /* of these two one at most; */
-    struct direct *direct;       /* both NULL: QEMU gets all that comes */
+    struct direct *direct;       /* both NULL: QEMU gets all that comes, */
+    struct timer *timer;         /* but through this, if it is there; guarded by `timer_lock`, */
+    pthread_mutex_t timer_lock;
+    bool timer_told; /* too */
 };
 
 /* --- from QEMU ------------------------------------------------------------------------------------------ */
@@ -362,6 +365,33 @@ static int write_back(struct stream *stream, const void *data, size_t size, size
     return write_owed(stream, err);
 }
 
+/* --- at the destination ------------------------------------------------------------------------------------
+ */
+
+static int write_to_relay(void *arg, const void *data, size_t size, size_t *ret_written, struct err *err)
+{
+    return relay_write(arg, data, size, ret_written, err);
+}
+
+static int write_to_qemu(void *arg, const void *data, size_t size, size_t *ret_written, struct err *err)
+{
+    struct stream *stream = arg;
+    if (!stream->timer)
+        return relay_write(stream->relay, data, size, ret_written, err);
+    pthread_mutex_lock(&stream->timer_lock);
+    bool over = timer_is_over(stream->timer);
+    int r = over ? 0 : timer_take(stream->timer, data, size, err);
+    const char *strange = timer_strange(stream->timer);
+    if (strange && !stream->timer_told)
+        log_warning("the guest's clock stays behind by this move's pause: %s", strange);
+    stream->timer_told = strange;
+    pthread_mutex_unlock(&stream->timer_lock);
+    if (over)
+        return relay_write(stream->relay, data, size, ret_written, err);
+    *ret_written = r == 0 ? size : 0;
+    return r;
+}
+
 int stream_take(struct stream *stream, struct link *link, const void *data, size_t size, struct err *err)
 {
     size_t written = 0;
@@ -372,6 +402,8 @@ int stream_take(struct stream *stream, struct link *link, const void *data, size
     } else if (stream->direct) {
         r = direct_take(stream->direct, data, size, err);
         written = size;
+    } else if (stream->timer) {
+        r = write_to_qemu(stream, data, size, &written, err);
     } else {
         r = write_back(stream, data, size, &written, err);
     }
@@ -396,9 +428,33 @@ int stream_take_packed(struct stream *stream, struct link *link, const void *pac
     return r < 0 ? r : stream_take(stream, link, data, data_size, err);
 }
 
-static int write_to_qemu(void *arg, const void *data, size_t size, size_t *ret_written, struct err *err)
+int stream_set_clock(struct stream *stream, timer_shift_fn *shift, void *arg, struct err *err)
 {
-    return relay_write(((struct stream *)arg)->relay, data, size, ret_written, err);
+    return timer_new(write_to_relay, stream->relay, shift, arg, &stream->timer, err);
+}
+
+int stream_let_go(struct stream *stream, struct err *err)
+{
+    pthread_mutex_lock(&stream->timer_lock);
+    int r = stream->timer ? timer_let_go(stream->timer, err) : 0;
+    pthread_mutex_unlock(&stream->timer_lock);
+    return r;
+}
+
+int stream_finish(struct stream *stream, struct err *err)
+{
+    pthread_mutex_lock(&stream->timer_lock);
+    int r = stream->timer ? timer_finish(stream->timer, err) : 0;
+    pthread_mutex_unlock(&stream->timer_lock);
+    return r;
+}
+
+bool stream_is_awaited(struct stream *stream)
+{
+    pthread_mutex_lock(&stream->timer_lock);
+    bool holds = stream->timer && timer_holds(stream->timer);
+    pthread_mutex_unlock(&stream->timer_lock);
+    return holds && relay_is_read(stream->relay);
 }
 
 int stream_keep_holes(struct stream *stream, const char *block, uint64_t size, struct err *err)
@@ -541,6 +597,7 @@ static struct stream *stream_new(enum frame_type sends, bool lasting, struct err
     stream->tells = lasting;
     window_init(&stream->window, NARROW, RING);
     pthread_mutex_init(&stream->lock, NULL);
+    pthread_mutex_init(&stream->timer_lock, NULL);
     pthread_condattr_t attr;
     pthread_condattr_init(&attr);
     pthread_condattr_setclock(&attr, CLOCK_MONOTONIC);
@@ -658,8 +715,10 @@ void stream_free(struct stream *stream)
     decoder_free(stream->decoder);
     pthread_cond_destroy(&stream->changed);
     pthread_mutex_destroy(&stream->lock);
+    pthread_mutex_destroy(&stream->timer_lock);
     holes_free(stream->holes);
     direct_free(stream->direct);
+    timer_free(stream->timer);
     free(stream->ring);
     free(stream);
 }

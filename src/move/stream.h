@@ -21,6 +21,7 @@
 #include "memory/codec.h"
 #include "memory/faults.h"
 #include "memory/relay.h"
+#include "memory/timer.h"
 #include "move/link.h"
 
 struct stream;
@@ -64,6 +65,14 @@ int stream_keep_holes(struct stream *stream, const char *block, uint64_t size, s
 /* Destination, before the first byte comes, of one that does not last: pages of the RAM block `block`, of
  * `size` bytes, which is the memfd `ram` (borrowed), are put there (memory/direct.h). */
 int stream_put_directly(struct stream *stream, const char *block, int ram, uint64_t size, struct err *err);
+/* Destination, before the first byte comes, after these: the guest's clocks are set forward on their way, and
+ * for that the state of its devices is held back (memory/timer.h, whose calls these are). `shift` is called
+ * on the thread of whoever lets go. */
+int stream_set_clock(struct stream *stream, timer_shift_fn *shift, void *arg, struct err *err);
+int stream_let_go(struct stream *stream, struct err *err);
+int stream_finish(struct stream *stream, struct err *err);
+/* QEMU has read all that it may have for now: the rest is held back. */
+bool stream_is_awaited(struct stream *stream);
 /* Destination: what has to be known of a stream so that it can be gone on with (holes_blocks). */
 uint8_t *stream_blocks(struct stream *stream, size_t *ret_size, uint32_t *ret_section);
 /* Source: lets QEMU's connection in (relay_admit). */

@@ -28,7 +28,7 @@ static const char *const type_names[] = {
     [FRAME_RELEASED] = "released", [FRAME_TAKEN] = "taken",       [FRAME_SUMS] = "sums",
     [FRAME_DIFFER] = "differ",     [FRAME_NEWER] = "newer",       [FRAME_PACKED] = "packed",
     [FRAME_KNOWN] = "known",       [FRAME_ANEW] = "anew",         [FRAME_FAULTS] = "faults",
-    [FRAME_RECOVER] = "recover",   [FRAME_RECEIVED] = "received",
+    [FRAME_RECOVER] = "recover",   [FRAME_RECEIVED] = "received", [FRAME_CLOCK] = "clock",
 };
 static_assert(sizeof type_names / sizeof *type_names == FRAME_TYPE_END, "a name for each type");
 
@@ -227,6 +227,22 @@ int wire_fetch_decode(const uint8_t *payload, size_t size, struct wire_fetch *re
         return err_set(err, EPROTO, "a request for %u blocks at block %llu", fetch.count,
                        (unsigned long long)fetch.block);
     *ret = fetch;
+    return 0;
+}
+
+void wire_clock_encode(const struct wire_clock *clock, uint8_t ret[WIRE_CLOCK_SIZE])
+{
+    put_le64(ret, (uint64_t)clock->stood);
+    put_le64(ret + 8, (uint64_t)clock->round_trip);
+}
+
+int wire_clock_decode(const uint8_t *payload, size_t size, struct wire_clock *ret, struct err *err)
+{
+    uint64_t stood = size == WIRE_CLOCK_SIZE ? get_le64(payload) : UINT64_MAX;
+    uint64_t round_trip = size == WIRE_CLOCK_SIZE ? get_le64(payload + 8) : 0;
+    if (stood > WIRE_CLOCK_MOST || round_trip > WIRE_CLOCK_MOST)
+        return err_set(err, EPROTO, "the time that the guest stood still makes no sense");
+    *ret = (struct wire_clock){.stood = (int64_t)stood, .round_trip = (int64_t)round_trip};
     return 0;
 }
 

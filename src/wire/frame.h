@@ -72,6 +72,7 @@ enum frame_type {
     FRAME_RECOVER,  /* JSON source -> destination: both QEMUs' streams are to go on in a new one; JSON back:
                        the  destination's waits for it */
     FRAME_RECEIVED, /* memory/resync.h, destination -> source, before that answer: the pages that are there */
+    FRAME_CLOCK,    /* struct wire_clock_v1, source -> destination: how long the guest has stood still */
     FRAME_TYPE_END
 };
 
@@ -177,6 +178,16 @@ struct wire_fetch {
 };
 void wire_fetch_encode(const struct wire_fetch *fetch, uint8_t ret[WIRE_FETCH_SIZE]);
 int wire_fetch_decode(const uint8_t *payload, size_t size, struct wire_fetch *ret, struct err *err);
+
+/* How long the guest had stood still when this was sent, and how long a question and its answer take.
+ *   0 stood u64, nanoseconds   8 round trip u64, nanoseconds */
+#define WIRE_CLOCK_SIZE 16
+#define WIRE_CLOCK_MOST (UINT64_C(86400) * 1000000000)
+struct wire_clock {
+    int64_t stood, round_trip; /* 0 to WIRE_CLOCK_MOST */
+};
+void wire_clock_encode(const struct wire_clock *clock, uint8_t ret[WIRE_CLOCK_SIZE]);
+int wire_clock_decode(const uint8_t *payload, size_t size, struct wire_clock *ret, struct err *err);
 
 /* Which extents of a disk have blocks whose numbers are above `above`: the question alone, or with the bits
  * that answer it.   0 disk u16   2 reserved u16   4 above u32   8 bits */

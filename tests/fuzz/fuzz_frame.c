@@ -97,6 +97,17 @@ static void try_fetch(const uint8_t *payload, size_t size)
     check(memcmp(again, payload, sizeof again) == 0);
 }
 
+static void try_clock(const uint8_t *payload, size_t size)
+{
+    struct wire_clock clock;
+    uint8_t again[WIRE_CLOCK_SIZE];
+    if (wire_clock_decode(payload, size, &clock, NULL) < 0)
+        return;
+    check(clock.stood >= 0 && clock.round_trip >= 0);
+    wire_clock_encode(&clock, again);
+    check(size == sizeof again && memcmp(again, payload, sizeof again) == 0);
+}
+
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 {
     struct frame frame;
@@ -127,6 +138,8 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
         try_sums(payload, length);
     else if (frame.type == FRAME_DIFFER)
         try_differ(payload, length);
+    else if (frame.type == FRAME_CLOCK)
+        try_clock(payload, length);
     try_newer(payload, length);
     return 0;
 }

@@ -21,6 +21,7 @@
 #include <sys/ioctl.h>
 #include <sys/reboot.h>
 #include <sys/socket.h>
+#include <time.h>
 #include <unistd.h>
 
 struct client {
@@ -170,6 +171,23 @@ static void answer_checksum(struct client *client, const char *path)
         fprintf(client->out, "{\"crc32\":%" PRIu32 ",\"bytes\":%" PRIu64 "}\n", crc, bytes);
 }
 
+/* What the guest takes for the time of day, and what it counts by. */
+static void answer_clock(struct client *client)
+{
+    char source[32] = "?\n";
+    struct timespec now;
+    FILE *file = fopen("/sys/devices/system/clocksource/clocksource0/current_clocksource", "re");
+    if (file != NULL) {
+        if (fgets(source, sizeof(source), file) == NULL)
+            strcpy(source, "?\n");
+        fclose(file);
+    }
+    source[strcspn(source, "\n")] = '\0';
+    clock_gettime(CLOCK_REALTIME, &now);
+    fprintf(client->out, "{\"source\":\"%s\",\"nsec\":%" PRId64 "}\n", source,
+            (int64_t)now.tv_sec * SECOND + now.tv_nsec);
+}
+
 static void run_line(struct client *client, char *line)
 {
     line[strcspn(line, "\r\n")] = '\0';
@@ -183,6 +201,10 @@ static void run_line(struct client *client, char *line)
     }
     if (strcmp(name, "crc") == 0) {
         answer_checksum(client, args);
+        return;
+    }
+    if (strcmp(name, "clock") == 0) {
+        answer_clock(client);
         return;
     }
     if (strcmp(name, "reads") == 0) {

@@ -26,6 +26,7 @@ static const struct progress_numbers begun = {.stage = "transfer",
                                               .disk_base = "replica",
                                               .converging = true,
                                               .blackout_ms = -1,
+                                              .clock_forward_ms = -1,
                                               .running_ms = -1};
 
 static int setup(void **state)
@@ -54,10 +55,11 @@ static const json_t *look(void)
 static void test_all_members_are_there_from_the_beginning(void **state)
 {
     static const char *const members[] = {
-        "move",       "vm",     "from",       "to",         "role",        "stage",
-        "phase",      "state",  "dry_run",    "disk",       "memory",      "rate",
-        "dirty_rate", "eta_ms", "converging", "elapsed_ms", "blackout_ms", "running_ms",
-        "predicted",  "notes",  "error",      "obstacle",   "throttle",    "throttle_most"};
+        "move",         "vm",        "from",       "to",         "role",        "stage",
+        "phase",        "state",     "dry_run",    "disk",       "memory",      "rate",
+        "dirty_rate",   "eta_ms",    "converging", "elapsed_ms", "blackout_ms", "clock_forward_ms",
+        "running_ms",   "predicted", "notes",      "error",      "obstacle",    "throttle",
+        "throttle_most"};
     look();
     for (size_t i = 0; i < ARRAY_SIZE(members); i++)
         if (!json_object_get(json, members[i]))
@@ -78,6 +80,7 @@ static void test_numbers_are_shown_as_they_were_set(void **state)
     numbers.disk_remaining = 200;
     numbers.memory_iterations = 3;
     numbers.blackout_ms = 61;
+    numbers.clock_forward_ms = 60;
     numbers.running_ms = 412;
     numbers.memory_later = 7;
     numbers.faults.count = 12;
@@ -89,6 +92,7 @@ static void test_numbers_are_shown_as_they_were_set(void **state)
     assert_string_equal(json_str(disk, "base", ""), "replica");
     assert_int_equal(json_u64(json_object_get(json, "memory"), "iteration", 0), 3);
     assert_int_equal(json_u64(json, "blackout_ms", 0), 61);
+    assert_int_equal(json_u64(json, "clock_forward_ms", 0), 60);
     assert_int_equal(json_u64(json, "running_ms", 0), 412);
     assert_int_equal(json_u64(json_object_get(json, "memory"), "later_bytes", 0), 7);
     assert_int_equal(json_u64(json_object_get(json, "memory"), "faults", 0), 12);

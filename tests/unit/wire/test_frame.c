@@ -409,6 +409,24 @@ static void test_sums_and_their_answer_come_back(void **state)
     assert_int_equal(wire_differ_decode(answer, sizeof answer, &differ, NULL), -EPROTO);
 }
 
+static void test_a_standstill_comes_back_as_it_was(void **state)
+{
+    (void)state;
+    struct wire_clock clock;
+    uint8_t bytes[WIRE_CLOCK_SIZE + 1];
+    wire_clock_encode(&(struct wire_clock){.stood = 123456789012, .round_trip = 40000}, bytes);
+    assert_int_equal(wire_clock_decode(bytes, WIRE_CLOCK_SIZE, &clock, NULL), 0);
+    assert_int_equal(clock.stood, 123456789012);
+    assert_int_equal(clock.round_trip, 40000);
+    assert_int_equal(wire_clock_decode(bytes, WIRE_CLOCK_SIZE - 1, &clock, NULL), -EPROTO);
+    assert_int_equal(wire_clock_decode(bytes, sizeof bytes, &clock, NULL), -EPROTO);
+    for (int at = 7; at < WIRE_CLOCK_SIZE; at += 8) { /* longer than a day */
+        wire_clock_encode(&(struct wire_clock){0}, bytes);
+        bytes[at] = 0x80;
+        assert_int_equal(wire_clock_decode(bytes, WIRE_CLOCK_SIZE, &clock, NULL), -EPROTO);
+    }
+}
+
 static void test_what_is_newer_comes_back_as_it_was(void **state)
 {
     uint8_t bytes[WIRE_NEWER_SIZE + 3] = {0};
@@ -461,6 +479,7 @@ int main(void)
         cmocka_unit_test(test_a_header_comes_back),
         cmocka_unit_test(test_sums_and_their_answer_come_back),
         cmocka_unit_test(test_what_is_newer_comes_back_as_it_was),
+        cmocka_unit_test(test_a_standstill_comes_back_as_it_was),
         cmocka_unit_test(test_sums_that_make_no_sense_are_refused),
         cmocka_unit_test(test_the_header_has_the_documented_bytes),
         cmocka_unit_test(test_numbers_of_the_types_never_change),
