@@ -7,9 +7,9 @@ from host import MIB, wait_until
 
 pytestmark = pytest.mark.alone
 
-MOVES = 4  # there and back, and again
-MOST = 0.025  # seconds that one move may make of difference, where a write was slow; half of them less than
-USUAL = 0.010
+MOVES = 5  # there and back, and again
+USUAL = 0.010  # seconds that most moves make of difference at most
+MOST = 0.025  # and any, where a write was slow; where it was very slow, still far from all of its blackout
 
 
 def check_moves(lab, guest, *options):
@@ -32,7 +32,8 @@ def check_moves(lab, guest, *options):
 def check_right(changes, said):
     errors = sorted(abs(change) for change, _ in changes)
     assert all(blackout > MOST for _, blackout in changes), f"it hardly stood still, so this shows nothing: {said}"
-    assert errors[-1] < MOST and errors[len(errors) // 2] < USUAL, said
+    assert errors[len(errors) // 2] < USUAL, said
+    assert all(abs(change) < max(MOST, blackout / 2) for change, blackout in changes), said
 
 
 @pytest.fixture
