@@ -13,7 +13,7 @@
 #include <sys/stat.h>
 #include <sys/sysmacros.h>
 
-static atomic_int counter;
+static atomic_int counter, taken;
 
 static void count(void *arg)
 {
@@ -24,6 +24,7 @@ static void count(void *arg)
 static void wait_for_it(void *arg)
 {
     atomic_bool *go = arg;
+    taken++;
     while (!*go)
         clock_sleep(NSEC_PER_MSEC);
     counter++;
@@ -48,10 +49,11 @@ static void work_beyond_the_limits_is_refused(void **state)
     struct pool *pool;
     struct err err;
     atomic_bool go = false;
-    counter = 0;
+    counter = taken = 0;
     assert_int_equal(pool_new("test", 1, 2, &pool, &err), 0);
     assert_int_equal(pool_run(pool, wait_for_it, &go, &err), 0);
-    clock_sleep(50 * NSEC_PER_MSEC); /* the thread has taken it */
+    while (!taken)
+        clock_sleep(NSEC_PER_MSEC);
     assert_int_equal(pool_run(pool, wait_for_it, &go, &err), 0);
     assert_int_equal(pool_run(pool, wait_for_it, &go, &err), 0);
     assert_int_equal(pool_run(pool, wait_for_it, &go, &err), -EAGAIN);

@@ -34,7 +34,7 @@ struct server {
     int listener, client;
     const char *greeting;
     pthread_t thread;
-    json_int_t held; /* id of a "hold" that was not answered yet */
+    _Atomic json_int_t held; /* id of a "hold" that was not answered yet */
 };
 
 static atomic_int events, ends;
@@ -236,7 +236,8 @@ static void each_caller_gets_its_own_answer(void **state)
     pthread_t thread;
     _cleanup_json_ json_t *value = NULL;
     assert_int_equal(thread_start(&thread, "holder", hold, &holder), 0);
-    clock_sleep(100 * NSEC_PER_MSEC);
+    while (!server->held)
+        clock_sleep(NSEC_PER_MSEC);
     assert_int_equal(qmp_execute(holder.qmp, "release", NULL, 2000, &value, NULL), 0);
     pthread_join(thread, NULL);
     assert_string_equal(json_string_value(value), "released");
