@@ -8,7 +8,8 @@
  * answered, as after our death; and as then nothing is closed here, for what we know of the disks is in their
  * files (disk/intent.h).
  *
- * The child has no thread but its own: it makes system calls only.
+ * The child has no thread but its own: it makes system calls only. We do not end before it has let go of all
+ * else, or the next orai-vm would find the VM's lock still taken.
  */
 #include "vm/vm.h"
 
@@ -18,10 +19,12 @@
 #include "base/macro.h"
 
 #include <errno.h>
+#include <fcntl.h>
 #include <limits.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
+#include <unistd.h>
 
 #define HELD_MAX 64
 #define LOOK_NSEC NSEC_PER_MSEC
@@ -52,6 +55,11 @@ void vm_hand_on(struct vm *vm)
     if (count == 0 || stat(path, &st) < 0)
         return;
     qsort(held, count, sizeof *held, by_number);
+    int until_closed[2];
+    if (pipe2(until_closed, O_CLOEXEC) < 0) {
+        log_warning("the disks' connections are lost for a second: %m");
+        return;
+    }
     pid_t child = fork();
     if (child == 0) {
         file_close_others(held, count);
@@ -59,4 +67,8 @@ void vm_hand_on(struct vm *vm)
     }
     if (child < 0)
         log_warning("the disks' connections are lost for a second: %m");
+    close(until_closed[1]);
+    char none;
+    file_read_full(until_closed[0], &none, 1); /* its end: the child has closed its own */
+    close(until_closed[0]);
 }
