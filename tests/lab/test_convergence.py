@@ -173,6 +173,7 @@ def test_postcopy_lets_memory_follow(make_writer, userfaultfd, new_qemu, one, ot
     check_whole(lab, guest, lab.b)
 
 
+@LONG
 def test_what_begins_again_names_what_its_new_host_has(writer, userfaultfd):
     lab, guest = writer
     lab.a.link.limit(1_000_000_000)
@@ -235,7 +236,7 @@ def test_postcopy_that_cannot_be_is_refused_at_once(writer, userfaultfd):
 
 POINTS = ("source.anew", "destination.anew", "source.pause.begin")
 STRIKES = (("source", "orai-vm"), ("destination", "orai-vm"), ("source", "cancel"), ("destination", "cut"))
-SHORT = (("source.anew", "source", "orai-vm"), ("source.pause.begin", "source", "orai-vm"))
+SHORT = (("source.anew", "source", "orai-vm"),)
 
 
 @pytest.mark.parametrize("point,side,kind", [pytest.param(point, *strike, marks=() if (point, *strike) in SHORT else LONG)
