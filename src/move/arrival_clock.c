@@ -21,7 +21,7 @@
 #define MOST_NS (10 * NSEC_PER_SEC)
 /* What is left from there on: devices, of which the pages come over the network; the end of the stream. */
 #define LOAD_NS (28 * NSEC_PER_MSEC)
-#define LOAD_ROUND_TRIPS 2
+#define LOAD_ROUND_TRIPS 1
 #define END_NS (4 * NSEC_PER_MSEC)
 #define DURABLE_MOST_NS (8 * NSEC_PER_MSEC)
 #define CONT_NS (NSEC_PER_MSEC / 2) /* QEMU's own way from the command to its clock */
