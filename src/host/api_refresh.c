@@ -91,6 +91,12 @@ static int watch(struct refreshing *refreshing, json_t **ret, struct err *err)
     }
 }
 
+static int does_not_run(const char *name, struct err *err)
+{
+    err_set(err, EBUSY, "\"%s\" does not run: there is nothing to refresh", name);
+    return err_hint(err, "its next start has the new programs: orai start %s", name);
+}
+
 static int replace_qemu(struct refreshing *refreshing, json_t **ret, struct err *err)
 {
     char id[ID_TEXT_SIZE];
@@ -100,6 +106,8 @@ static int replace_qemu(struct refreshing *refreshing, json_t **ret, struct err 
                          json_pack("{s:s, s:s, s:s}", "do", "refresh", "qemu", refreshing->qemu, "operation",
                                    id_format(&refreshing->operation, id)),
                          VM_TELL_MSEC, NULL, err);
+    if (r == -ENOTCONN) /* it has ended since we looked */
+        r = does_not_run(refreshing->name, err);
     if (r == 0)
         r = watch(refreshing, ret, err);
     if (r == 0 && strcmp(json_str(*ret, "state", ""), "done") != 0)
@@ -241,10 +249,7 @@ static int check_runs(struct host *host, const char *name, struct err *err)
         err_set(err, EBUSY, "\"%s\" is on %s; here is only a copy of it", name, record.peer.name);
         return err_hint(err, "give the command on %s", record.peer.name);
     }
-    if (vm_process(host, name, &pidfd) == 0)
-        return 0;
-    err_set(err, EBUSY, "\"%s\" does not run: there is nothing to refresh", name);
-    return err_hint(err, "its next start has the new programs: orai start %s", name);
+    return vm_process(host, name, &pidfd) == 0 ? 0 : does_not_run(name, err);
 }
 
 /* Makes the operation; what is needed to go on with it stands there as its progress. */

@@ -246,7 +246,7 @@ int arrival_follow(struct arrival *arrival, struct err *err)
         } else if (session->peer_failed) {
             return lose(arrival, "it does not come any more", err);
         } else if (!arrival_take_connection(arrival) && r != -EAGAIN) {
-            clock_sleep(20 * NSEC_PER_MSEC);
+            session_reset(session); /* for the source all may be well: it hears of this, and comes again */
         }
     }
     tell_faults(arrival, &told);

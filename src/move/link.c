@@ -368,11 +368,12 @@ static bool stop_wanted(struct link *link)
     return stopping;
 }
 
-/* After a failure the peer hears at once that nobody listens here, and not only when the link is freed: it
- * may have nothing to send, and would think that all is well. */
+/* A peer that was silent hears at once that nobody listens here, and not only when the link is freed: it may
+ * have nothing to send, and would think that all is well. Any other end it hears of without that: the
+ * connection broke, or a callback failed, and then its owner says why before it closes. */
 static void end(struct link *link, const struct err *err)
 {
-    if (err->code)
+    if (err->code == ETIMEDOUT)
         shutdown(tls_socket(link->tls), SHUT_RDWR);
     pthread_mutex_lock(&link->lock);
     link->error = *err;

@@ -6,8 +6,8 @@
  * that answers on its own link never waits.
  *
  * A link is alive while bytes arrive: a quiet one sends FRAME_PING every second, and one with `heartbeat`
- * that heard nothing for `stall_ms`, or any that could not send for as long, is closed with -ETIMEDOUT. After
- * any failure every link_send returns it, and the peer's link ends too. The source's data links have no
+ * that heard nothing for `stall_ms`, or any that could not send for as long, is closed with -ETIMEDOUT, and
+ * the peer's link ends too. After any failure every link_send returns it. The source's data links have no
  * heartbeat: the destination's callback may block on a slow disk, and then sends nothing.
  */
 #pragma once
