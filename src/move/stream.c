@@ -449,9 +449,11 @@ int stream_finish(struct stream *stream, struct err *err)
     return r;
 }
 
+/* Whoever asks watches over a QEMU that may not read any more: it must not wait for the one who writes. */
 bool stream_is_awaited(struct stream *stream)
 {
-    pthread_mutex_lock(&stream->timer_lock);
+    if (pthread_mutex_trylock(&stream->timer_lock) != 0)
+        return false;
     bool holds = stream->timer && timer_holds(stream->timer);
     pthread_mutex_unlock(&stream->timer_lock);
     return holds && relay_is_read(stream->relay);

@@ -71,7 +71,7 @@ int stream_put_directly(struct stream *stream, const char *block, int ram, uint6
 int stream_set_clock(struct stream *stream, timer_shift_fn *shift, void *arg, struct err *err);
 int stream_let_go(struct stream *stream, struct err *err);
 int stream_finish(struct stream *stream, struct err *err);
-/* QEMU has read all that it may have for now: the rest is held back. */
+/* QEMU has read all that was let through to it: the rest is held back. Never blocks. */
 bool stream_is_awaited(struct stream *stream);
 /* Destination: what has to be known of a stream so that it can be gone on with (holes_blocks). */
 uint8_t *stream_blocks(struct stream *stream, size_t *ret_size, uint32_t *ret_section);

@@ -149,6 +149,21 @@ def test_every_stage_has_every_fault():
     assert {point for point, _ in faults.representative()} == set(faults.points())
 
 
+def test_a_qemu_at_the_destination_that_stands_still(lab, guests):
+    """Nobody waits for it without an end: the guest goes on where it was."""
+    guest = guests(lab, lab.a, disk="64M", region=16 * MIB, pattern=8, dirty=1, rate=50)
+    lab.a.fault(guest.name, "source.pause.begin", "hold")
+    mover = lab.a.begin("move", guest.name, "b")
+    lab.a.wait_fault_reached(guest.name, "source.pause.begin")
+    lab.b.freeze("qemu", guest.name)
+    lab.a.clear_fault(guest.name)
+    _, err = mover.communicate(timeout=90)
+    assert mover.returncode != 0 and "host" in err, err
+    wait_until(lambda: lab.b.pid_of("qemu", guest.name) is None, 60, "b has cleaned up")
+    check_whole(guest, settle(lab, guest))
+    assert lab.where(guest.name)["a"] == "running"
+
+
 def test_the_destination_disk_is_full(labs, guests):
     lab = labs("a", "b", disk_sizes={"b": 96 * MIB})
     guest = guests(lab, lab.a, disk="128M", rate=0)
