@@ -16,7 +16,7 @@ build_packages=(gcc libc6-dev make pkg-config meson ninja-build
     libcmocka-dev)
 deb_packages=(git build-essential debhelper)
 run_packages=(qemu-system-x86 ovmf qemu-utils iproute2 openssl)
-lab_packages=(procps python3 python3-pytest python3-yaml python3-jsonschema mmdebstrap busybox-static
+lab_packages=(procps python3 python3-pytest python3-pytest-rerunfailures python3-yaml python3-jsonschema mmdebstrap busybox-static
     cpio xz-utils e2fsprogs apache2-utils)
 check_packages=("${deb_packages[@]}" systemd clang "$(clang_runtime)" clang-tidy shellcheck man-db fio nbdkit libnbd-bin libglib2.0-dev bash-completion zsh fish)
 

@@ -20,6 +20,7 @@
 #include <errno.h>
 #include <netdb.h>
 #include <openssl/bio.h>
+#include <openssl/crypto.h>
 #include <openssl/err.h>
 #include <poll.h>
 #include <pthread.h>
@@ -312,6 +313,11 @@ void tls_close(struct tls *tls)
     close_cleanup(&tls->socket);
     ERR_clear_error();
     free(tls);
+}
+
+void tls_leave_thread(void)
+{
+    OPENSSL_thread_stop();
 }
 
 /* --- use ------------------------------------------------------------------------------------------------ */

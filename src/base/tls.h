@@ -60,6 +60,9 @@ int tls_accept_either(const struct tls_identity *identity, int socket, const str
                       const struct fingerprint *other, int64_t deadline, struct tls **ret, struct err *err);
 /* Sends close_notify if that does not block, closes the socket. NULL is fine. */
 void tls_close(struct tls *tls);
+/* What OpenSSL keeps for the calling thread goes now. For a thread that nobody joins, before it says that it
+ * is done: who waits for that may end the program, or unload what this belongs to. */
+void tls_leave_thread(void);
 
 int tls_socket(const struct tls *tls);
 /* Up to `size` bytes (not 0), at most one TLS record of 16 KiB; returns the count, tls_read 0 at the peer's

@@ -3,6 +3,7 @@
 
 #include "base/clock.h"
 #include "base/macro.h"
+#include "base/tls.h"
 
 #include <errno.h>
 #include <malloc.h>
@@ -90,6 +91,7 @@ static void *worker(void *arg)
         free(work);
         pthread_mutex_lock(&pool->lock);
     }
+    tls_leave_thread(); /* most of its work is done over TLS */
     bool last = --pool->threads == 0;
     pthread_cond_broadcast(&pool->left);
     pthread_mutex_unlock(&pool->lock);

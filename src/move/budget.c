@@ -36,9 +36,10 @@ void budget_free(struct budget *budget)
     free(budget);
 }
 
-static void refill(struct budget *budget)
+static void refill(struct budget *budget, int64_t now)
 {
-    int64_t now = clock_now();
+    if (now <= budget->filled)
+        return; /* another thread looked at the clock later, and was here first */
     double depth = MAX((double)budget->rate * DEPTH_NS / NSEC_PER_SEC, 2.0 * MIN_GRANT);
     budget->tokens += (double)budget->rate * (double)(now - budget->filled) / NSEC_PER_SEC;
     budget->tokens = MIN(budget->tokens, depth);
@@ -47,10 +48,15 @@ static void refill(struct budget *budget)
 
 size_t budget_take(struct budget *budget, size_t want, int64_t *ret_wait_ns)
 {
+    return budget_take_at(budget, clock_now(), want, ret_wait_ns);
+}
+
+size_t budget_take_at(struct budget *budget, int64_t now, size_t want, int64_t *ret_wait_ns)
+{
     pthread_mutex_lock(&budget->lock);
     size_t granted = want;
     if (budget->rate) {
-        refill(budget);
+        refill(budget, now);
         double least = (double)MIN(want, (size_t)MIN_GRANT);
         if (budget->tokens < least) {
             *ret_wait_ns = (int64_t)((least - budget->tokens) / (double)budget->rate * NSEC_PER_SEC) + 1;

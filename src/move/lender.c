@@ -383,6 +383,7 @@ static void *converse_thread(void *arg)
     }
     leave(lender, conversation);
     discard(conversation);
+    tls_leave_thread();
     pthread_mutex_lock(&lender->lock);
     lender->connections--;
     pthread_cond_broadcast(&lender->changed);

@@ -80,9 +80,10 @@ static bool take_next(struct porch_place *place)
 static void *greet(void *arg)
 {
     struct porch_place *place = arg;
-    do
+    do {
         greet_one(place);
-    while (take_next(place));
+        tls_leave_thread();
+    } while (take_next(place));
     return NULL;
 }
 

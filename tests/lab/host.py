@@ -32,6 +32,15 @@ class OraiError(Exception):
         self.code, self.out, self.err = code, out, err
 
 
+class TooSlow(AssertionError):
+    """More time than there is for it. A busy machine may be the reason: what made no other mistake may try again (./check)."""
+
+
+def in_time(seconds, most, what):
+    if seconds >= most:
+        raise TooSlow(f"{what}: {seconds * 1000:.0f} ms, and there were {most * 1000:.0f}")
+
+
 class ApiError(Exception):
     def __init__(self, status, body):
         super().__init__(f"HTTP {status}: {body}")

@@ -9,7 +9,7 @@ import time
 import pytest
 
 import netns
-from host import MIB, ApiError, OraiError, wait_until
+from host import MIB, ApiError, OraiError, in_time, wait_until
 from lab import GUEST
 from tiny import Pulse, same_content
 
@@ -35,9 +35,10 @@ def move_unnoticed(guest, source, target):
     usual = guest.datagrams.longest_silence(since=began - 1)
     result = move(guest, source, target)
     silence = guest.datagrams.longest_silence(since=began)
-    assert silence < MAX_BLACKOUT + usual, f"neighbours heard nothing for {silence * 1000:.0f} ms, before for {usual * 1000:.0f}"
+    assert result["blackout_ms"] > 0
     # The hosts hear of the guest's going on after it has gone on: on a busy machine by a time slice or two.
-    assert result["blackout_ms"] is not None and result["blackout_ms"] / 1000 < silence + 0.15
+    in_time(result["blackout_ms"] / 1000, silence + 0.15, f"its neighbours missed it for {silence * 1000:.0f} ms, but it says")
+    in_time(silence, MAX_BLACKOUT + usual, f"its neighbours missed it, before for {usual * 1000:.0f} ms")
     return result
 
 

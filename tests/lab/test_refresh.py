@@ -11,13 +11,13 @@ from pathlib import Path
 
 import pytest
 
-from host import OraiError, is_alive, wait_until
+from host import OraiError, in_time, is_alive, wait_until
 from lab import ROOT
 from test_move import refused
 from test_qemu10 import NEW_PROGRAM, new_qemu, running_qemu  # noqa: F401 (a fixture)
 from tiny import MIB
 
-MAX_BLACKOUT_MS = 500  # on a machine that is busy with other things; bench/refresh measures
+MAX_BLACKOUT = 0.5  # on a machine that is busy with other things; bench/refresh measures
 SOURCE = ROOT / "src" / "move" / "refresh.c"
 
 
@@ -29,7 +29,8 @@ def refresh(guest, host, *options):
     new = host.pid_of("qemu", guest.name)
     assert new != old and not is_alive(old)
     assert host.vm_state(guest.name) == "running"
-    assert 0 < result["blackout_ms"] < MAX_BLACKOUT_MS
+    assert result["blackout_ms"] > 0
+    in_time(result["blackout_ms"] / 1000, MAX_BLACKOUT, "it stood still")
     guest.check_alive()
     return result
 
@@ -169,7 +170,7 @@ def test_a_new_qemu_that_fails_leaves_the_guest_where_it_is(labs, guests, tmp_pa
     assert lab.a.pid_of("qemu", guest.name) == before
     settled(guest, lab.a)
     guest.check_alive()
-    assert guest.datagrams.longest_silence(since=began) < 2
+    in_time(guest.datagrams.longest_silence(since=began), 2, "it stood still")
     check_one(guest, lab.a)
     refresh(guest, lab.a)
     check_whole(guest, lab.a)
@@ -443,7 +444,7 @@ def test_the_helper(labs, guests):
         assert lab.a.pid_of("orai-vm", guest.name) != helper and lab.a.pid_of("qemu", guest.name) == qemu
         print(result, waits[-1])
         guest.check_alive()
-    assert statistics.median(waits) < 0.9, f"the guest waited for its disk: {waits}"
+    in_time(statistics.median(waits), 0.9, f"the guest waited for its disk: {waits}")
     refresh(guest, lab.a)
     check_whole(guest, lab.a)
 

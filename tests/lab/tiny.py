@@ -17,7 +17,7 @@ import threading
 import time
 from pathlib import Path
 
-from host import wait_until
+from host import in_time, wait_until
 from lab import CACHE, GUEST, CLIENT, UDP_PORT
 
 GUEST_FOLDER = Path(__file__).parent / "guest"
@@ -81,7 +81,7 @@ class Pulse:
                 fastest = ended - began, (began + ended) / 2, answer
             time.sleep(0.005)
         took, middle, answer = fastest
-        assert took < 0.02, f"no answer took less than {took * 1000:.1f} ms: this machine is too busy to look at clocks"
+        in_time(took, 0.02, "the fastest answer of its clock")
         clock = json.loads(answer)
         return clock["nsec"] / 1e9 - middle, clock["source"]
 

@@ -503,7 +503,10 @@ static void damage_intent(const char *how)
         assert_int_equal(truncate(path, 100), 0);
     } else {
         int fd = open(path, O_RDWR);
-        assert_int_equal(pwrite(fd, "\xff", 1, 30), 1);
+        uint8_t byte;
+        assert_int_equal(pread(fd, &byte, 1, 30), 1);
+        byte ^= 0x10;
+        assert_int_equal(pwrite(fd, &byte, 1, 30), 1);
         close(fd);
     }
     disk = open_disk(in_folder("d"), 0);
