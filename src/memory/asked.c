@@ -96,6 +96,15 @@ enum asked_state asked_state(struct asked *asked, uint64_t *ret_missing)
     return state;
 }
 
+/* With the lock held: a request for these, after which they count as asked for. 0: there are none. */
+static size_t request(struct asked *asked, uint64_t page, uint64_t end, uint8_t ret[REQUESTS_ROOM])
+{
+    ask(asked, page, end);
+    return page == end ? 0
+                       : requests_make(ret, (const char *)asked->requests.name + 1, page * QSTREAM_PAGE_SIZE,
+                                       (uint32_t)(end - page) * QSTREAM_PAGE_SIZE);
+}
+
 size_t asked_neighbours(struct asked *asked, uint64_t most, uint8_t ret[REQUESTS_ROOM])
 {
     pthread_mutex_lock(&asked->lock);
@@ -105,9 +114,22 @@ size_t asked_neighbours(struct asked *asked, uint64_t most, uint8_t ret[REQUESTS
         page++;
     if (end)
         asked->newest = 0;
-    ask(asked, page, end);
+    size_t size = request(asked, page, end, ret);
     pthread_mutex_unlock(&asked->lock);
-    return page == end ? 0
-                       : requests_make(ret, (const char *)asked->requests.name + 1, page * QSTREAM_PAGE_SIZE,
-                                       (uint32_t)(end - page) * QSTREAM_PAGE_SIZE);
+    return size;
+}
+
+size_t asked_next(struct asked *asked, const struct workset *workset, size_t *index, uint64_t most,
+                  uint8_t ret[REQUESTS_ROOM])
+{
+    size_t size = 0, count = workset_count(workset);
+    pthread_mutex_lock(&asked->lock);
+    bool may = !asked->requests.size && !asked->unsure && asked->missing < most;
+    while (may && size == 0 && *index < count) {
+        uint64_t page = workset_page(workset, (*index)++);
+        if (page < asked->requests.pages && !asked->pages[page])
+            size = request(asked, page, page + 1, ret);
+    }
+    pthread_mutex_unlock(&asked->lock);
+    return size;
 }

@@ -7,6 +7,7 @@
 
 #include "base/err.h"
 #include "memory/requests.h"
+#include "memory/workset.h"
 
 #include <stdbool.h>
 #include <stddef.h>
@@ -35,3 +36,8 @@ enum asked_state asked_state(struct asked *asked, uint64_t *ret_missing);
  * upwards from what it is asked for. Returns its size; 0: there is none, or a request has been heard in part,
  * and nothing may be put behind that. */
 size_t asked_neighbours(struct asked *asked, uint64_t most, uint8_t ret[REQUESTS_ROOM]);
+/* A request for the next page of `workset`, from *index on, that has neither come nor been asked for; it
+ * counts as asked for. Returns its size; 0: there is none, or `most` pages have still to come that were asked
+ * for, or nothing may be put behind what has been heard. */
+size_t asked_next(struct asked *asked, const struct workset *workset, size_t *index, uint64_t most,
+                  uint8_t ret[REQUESTS_ROOM]);

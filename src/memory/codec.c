@@ -62,7 +62,8 @@ static uint64_t unzigzag(uint64_t number)
 struct encoder {
     struct qstream stream;
     struct known *known;
-    struct asked *asked; /* NULL: nobody looks */
+    codec_came_fn *came; /* NULL: nobody looks */
+    void *came_arg;
     struct codec_count count;
     ZSTD_CCtx *zstd;
     unsigned pause,
@@ -110,9 +111,10 @@ void encoder_forget(struct encoder *encoder)
     encoder->known = NULL;
 }
 
-void encoder_watch(struct encoder *encoder, struct asked *asked)
+void encoder_watch(struct encoder *encoder, codec_came_fn *came, void *arg)
 {
-    encoder->asked = asked;
+    encoder->came = came;
+    encoder->came_arg = arg;
 }
 
 static void begin_packet(struct encoder *encoder)
@@ -178,8 +180,8 @@ static void put_piece(struct encoder *encoder, const struct qstream_piece *piece
 {
     encoder->size += piece->size;
     uint64_t page;
-    if (encoder->asked && qstream_page_ends(&encoder->stream, piece, &page))
-        asked_came(encoder->asked, encoder->stream.block, page);
+    if (encoder->came && qstream_page_ends(&encoder->stream, piece, &page))
+        encoder->came(encoder->came_arg, encoder->stream.block, page);
     switch (piece->kind) {
     case QSTREAM_ZERO:
         encoder->count.zero_pages++;

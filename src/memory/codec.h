@@ -24,7 +24,6 @@
 #pragma once
 
 #include "base/err.h"
-#include "memory/asked.h"
 #include "memory/known.h"
 
 #define CODEC_MAX_INPUT (UINT32_C(128) << 10)  /* of one call of the encoder */
@@ -43,8 +42,10 @@ int encoder_new(struct known *known, struct encoder **ret, struct err *err);
 void encoder_free(struct encoder *encoder);
 /* From here on nothing is known. */
 void encoder_forget(struct encoder *encoder);
-/* `asked` (borrowed) hears of each page from here on. */
-void encoder_watch(struct encoder *encoder, struct asked *asked);
+/* A page of the stream has come whole; its block, u8 length and name. */
+typedef void codec_came_fn(void *arg, const uint8_t *block, uint64_t page);
+/* Before the first byte: `came` hears of each page. */
+void encoder_watch(struct encoder *encoder, codec_came_fn *came, void *arg);
 /* Takes up to CODEC_MAX_INPUT bytes; what came of them, valid until the next call. *ret_size 0: nothing, it
  * waits for more. */
 const uint8_t *encoder_take(struct encoder *encoder, const void *data, size_t size, bool compress,

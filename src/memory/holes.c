@@ -44,6 +44,7 @@ struct holes {
     size_t blocks_size;
     uint8_t *kept, *asked, *came; /* a bit for each page */
     struct faults faults;
+    struct workset *first; /* what QEMU asked for */
     uint64_t kept_count;
     bool open; /* one of the two is not understood: nothing is kept any more, and what was is let through */
     uint64_t *waiting; /* pages that were kept when QEMU asked, and wait for a place between two records */
@@ -286,6 +287,7 @@ static int ask(struct holes *holes, const struct page_request *request, struct e
 {
     for (uint64_t page = request->page; page < request->end; page++) {
         set_bit(holes->asked, page, true);
+        workset_add(holes->first, page);
         if (!get_bit(holes->came, page) || get_bit(holes->kept, page))
             faults_asked(&holes->faults, page, clock_now());
         if (!get_bit(holes->kept, page))
@@ -343,7 +345,8 @@ int holes_new(const char *block, uint64_t size, holes_write_fn *write, void *arg
         holes->came = calloc(1, pages / 8 + 1);
         pthread_mutex_init(&holes->lock, NULL);
     }
-    if (!holes || !holes->kept || !holes->asked || !holes->came) {
+    if (!holes || !holes->kept || !holes->asked || !holes->came ||
+        workset_new(size, &holes->first, NULL) < 0) {
         holes_free(holes);
         return err_set(err, ENOMEM, "out of memory for the guest's zero pages");
     }
@@ -395,6 +398,13 @@ bool holes_faults(struct holes *holes, struct faults *ret)
     return true;
 }
 
+void holes_asked(struct holes *holes, struct workset *workset)
+{
+    pthread_mutex_lock(&holes->lock);
+    workset_add_all(workset, holes->first);
+    pthread_mutex_unlock(&holes->lock);
+}
+
 void holes_free(struct holes *holes)
 {
     if (!holes)
@@ -405,6 +415,7 @@ void holes_free(struct holes *holes)
     free(holes->came);
     free(holes->waiting);
     free(holes->blocks);
+    workset_free(holes->first);
     free(holes->backlog);
     free(holes);
 }

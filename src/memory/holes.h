@@ -18,6 +18,7 @@
 
 #include "base/err.h"
 #include "memory/faults.h"
+#include "memory/workset.h"
 
 #include <stdbool.h>
 #include <stddef.h>
@@ -46,4 +47,6 @@ int holes_back(struct holes *holes, const void *data, size_t size, struct err *e
 uint64_t holes_kept(struct holes *holes);
 /* How long what QEMU asked for took to come, until it was written to QEMU. false: it cannot be said now. */
 bool holes_faults(struct holes *holes, struct faults *ret);
+/* Adds what QEMU asked for, in the order in which it first did. */
+void holes_asked(struct holes *holes, struct workset *workset);
 void holes_free(struct holes *holes);

@@ -226,6 +226,7 @@ void arrival_free(struct arrival *arrival)
     session_done(&arrival->session);
     stream_free(arrival->old_stream);
     checkpoint_close(arrival->checkpoint);
+    workset_free(arrival->workset);
     compare_done(&arrival->compare);
     fetch_free(arrival->fetch);
     free(arrival->ram_blocks);

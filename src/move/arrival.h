@@ -110,6 +110,7 @@ struct arrival {
     } unassigned[ARRIVAL_MAX_LINKS]; /* no hello yet, or turned away */
     bool closing;                    /* no new connections */
     struct link *next_control;       /* the source's new connection, while `session` still has the old one */
+    struct workset *workset;         /* as the source tells; NULL: nothing */
     uint32_t marks[MOVE_MAX_CONNECTIONS]; /* newest mark seen on each */
     atomic_bool receiving;                /* disks are open: runs are welcome */
     json_t *shown;                        /* the source's newest progress */
@@ -162,6 +163,9 @@ int arrival_unpack(struct arrival *arrival, struct stream *stream, struct err *e
 int arrival_packed(struct arrival *arrival, struct link *link, const uint8_t *payload, size_t size,
                    struct err *err);
 void arrival_remove_checkpoint(const struct arrival *arrival);
+/* arrival_workset.c: FRAME_WORKSET, on a link's thread; keeps what is known once memory is here. */
+int arrival_workset(struct arrival *arrival, const uint8_t *payload, size_t size, struct err *err);
+void arrival_keep_workset(struct arrival *arrival);
 /* arrival_prepare.c: where disk `i` is. */
 const char *arrival_disk_image(const struct arrival *arrival, size_t i, char path[PATH_MAX]);
 /* The mark that all data links have passed. */

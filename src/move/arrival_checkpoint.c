@@ -31,7 +31,7 @@ json_t *arrival_look_at_checkpoint(struct arrival *arrival)
     int r = checkpoint_open(folder, &arrival->config.id, arrival->config.memory, &arrival->checkpoint, &err);
     if (r < 0 && r != -ENOENT)
         log_warning("memory comes whole: %s", err.text);
-    return json_pack("{s:b, s:b, s:b}", "packed", 1, "packed_later", 1, "checkpoint",
+    return json_pack("{s:b, s:b, s:b, s:b}", "packed", 1, "packed_later", 1, "workset", 1, "checkpoint",
                      arrival->checkpoint != NULL);
 }
 

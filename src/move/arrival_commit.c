@@ -229,11 +229,14 @@ int arrival_finish(struct arrival *arrival, struct err *err)
     arrival_remove_donors(arrival);
     arrival_remove_checkpoint(arrival);
     int r = arrival_say_running(arrival);
-    if (arrival->memory_later)
-        return arrival_follow(arrival, err);
-    if (r < 0)
-        return 0;
-    if (session_wait(&arrival->session, FRAME_FINISH, clock_now() + 5 * NSEC_PER_SEC, &mail, err) == 0)
+    if (arrival->memory_later) {
+        r = arrival_follow(arrival, err);
+        if (r < 0)
+            return r;
+    } else if (r == 0 && session_wait(&arrival->session, FRAME_FINISH, clock_now() + 5 * NSEC_PER_SEC, &mail,
+                                      err) == 0) {
         free(mail);
+    }
+    arrival_keep_workset(arrival);
     return 0;
 }

@@ -293,6 +293,8 @@ static int on_control(struct arrival *arrival, struct link *link, const struct f
         return 0;
     case FRAME_CLOCK:
         return arrival_stood_still(arrival, payload, frame->length, err);
+    case FRAME_WORKSET:
+        return arrival_workset(arrival, payload, frame->length, err);
     case FRAME_HELLO:
     case FRAME_RUN:
     case FRAME_MARK:

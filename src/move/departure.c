@@ -240,6 +240,7 @@ void departure_free(struct departure *departure)
     departure_drop_hashes(departure);
     departure_free_asking(departure);
     known_free(departure->known);
+    workset_free(departure->workset);
     for (size_t i = 0; i < VM_MAX_DISKS; i++)
         relocate_free(departure->relocate[i]);
     progress_free(departure->progress);

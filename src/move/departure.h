@@ -77,7 +77,9 @@ struct departure {
     bool clock;          /* it sets the guest's clock, and compares before the devices are loaded */
     bool known_spoilt;   /* it cannot read its checkpoint any more; guarded by the session's lock */
     struct known *known; /* what it has in its checkpoint; NULL: it has none. Set with the session's lock */
-    struct ram_view ram; /* an emulated guest's, to compare */
+    bool tells_workset;  /* it wants to know */
+    struct workset *workset; /* what the guest touches first; NULL: nobody has looked yet */
+    struct ram_view ram;     /* an emulated guest's, to compare */
     struct hash_message {
         struct hash_message *next;
         size_t length;
@@ -176,6 +178,11 @@ int departure_start_memory(struct departure *departure, struct err *err);
 int departure_new_known(struct departure *departure, const uint8_t seed[KNOWN_SEED], struct err *err);
 /* FRAME_KNOWN, on a link's thread. */
 int departure_known(struct departure *departure, const uint8_t *payload, size_t size, struct err *err);
+/* departure_workset.c: what is known of it, to be sent first (NULL: there is no memory for it); with what the
+ * stream, which ends, has shown; and to the destination, which keeps it for the guest's next move. */
+const struct workset *departure_workset(struct departure *departure);
+void departure_renew_workset(struct departure *departure);
+void departure_tell_workset(struct departure *departure);
 /* FRAME_FAULTS, likewise. */
 int departure_faults(struct departure *departure, const uint8_t *payload, size_t size, struct err *err);
 /* How much of memory has gone, for those who watch. */

@@ -236,6 +236,7 @@ int departure_finish(struct departure *departure, struct err *err)
 {
     if (departure->memory_later && departure_follow(departure, err) < 0)
         return -err->code;
+    departure_tell_workset(departure);
     if (departure->session.control &&
         link_send(departure->session.control, FRAME_FINISH, NULL, 0, NULL, 0, err) == 0)
         link_drain(departure->session.control, clock_now() + NSEC_PER_SEC, NULL);

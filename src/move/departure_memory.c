@@ -61,6 +61,29 @@ static struct stream_ahead ahead(const struct departure *departure)
                                  .most = AHEAD_LEAST + (uint64_t)MIN(most, AHEAD_MOST)};
 }
 
+/* Memory goes before the switch. */
+static int prepare_before(struct departure *departure, struct stream *stream, struct err *err)
+{
+    const struct stream_ahead most = ahead(departure);
+    if (!departure->packs)
+        return 0;
+    int r = stream_pack(stream, departure->known, &most, err);
+    if (r < 0 || !departure_workset(departure))
+        return r;
+    return stream_notice(stream, QEMU_RAM_BLOCK, machine_config(departure->machine)->memory, err);
+}
+
+static int prepare_later(struct departure *departure, struct stream *stream, struct err *err)
+{
+    if (!departure->packs_later)
+        return 0;
+    int r = stream_pack(stream, departure->known, NULL, err);
+    if (r == 0)
+        r = stream_hold(stream, QEMU_RAM_BLOCK, machine_config(departure->machine)->memory, err);
+    const struct workset *workset = departure_workset(departure);
+    return r == 0 && workset ? stream_prefer(stream, workset, err) : r;
+}
+
 static int open_stream(struct departure *departure, struct err *err)
 {
     char path[PATH_MAX];
@@ -74,13 +97,8 @@ static int open_stream(struct departure *departure, struct err *err)
     session->stream = stream;
     pthread_mutex_unlock(&session->lock);
     departure->stream_number = departure->last_number = departure->peer_stream = 1;
-    const struct stream_ahead most = ahead(departure);
-    if (!departure->memory_later)
-        return departure->packs ? stream_pack(stream, departure->known, &most, err) : 0;
-    if (!departure->packs_later)
-        return 0;
-    r = stream_pack(stream, departure->known, NULL, err);
-    return r < 0 ? r : stream_hold(stream, QEMU_RAM_BLOCK, machine_config(departure->machine)->memory, err);
+    return departure->memory_later ? prepare_later(departure, stream, err)
+                                   : prepare_before(departure, stream, err);
 }
 
 int departure_start_memory(struct departure *departure, struct err *err)
@@ -345,6 +363,7 @@ int departure_renew_memory(struct departure *departure, struct err *err)
     if (r < 0)
         return r;
     stream_interrupt(session->stream); /* nothing of it comes behind "anew" */
+    departure_renew_workset(departure);
     ram_view_close(&departure->ram);
     pthread_mutex_lock(&session->lock);
     departure->old_stream = TAKE_PTR(session->stream);

@@ -365,6 +365,7 @@ static json_t *choose_checkpoint(struct departure *departure, const struct offer
     departure->packs = json_bool(memory, "packed", false);
     departure->packs_later = json_bool(memory, "packed_later", false);
     departure->clock = json_bool(memory, "clock", false);
+    departure->tells_workset = json_bool(memory, "workset", false);
     bool packs = departure->memory_later ? departure->packs_later : departure->packs;
     if (!packs || !json_bool(memory, "checkpoint", false) || departure->options.dry_run)
         return NULL;

@@ -24,6 +24,7 @@
 #include "base/endian.h"
 #include "base/log.h"
 #include "base/macro.h"
+#include "memory/again.h"
 #include "memory/asked.h"
 #include "memory/direct.h"
 #include "memory/holes.h"
@@ -57,6 +58,8 @@
  * nobody waits much longer, and often somebody one time less. */
 #define NEIGHBOURS_SHARE 8
 #define MOST_NEIGHBOURS 64U
+/* So many pages of the working set are asked for at once: what the guest asks for is behind them. */
+#define PREFERRED_AT_ONCE 32U
 #define MOST_EXPANSION 64.0
 #define EXPANSION_PACKETS 8 /* over which it is smoothed */
 
@@ -74,11 +77,13 @@ struct stream {
     bool sending;
     uint64_t fed, packed;        /* of a lasting one, too; */
     bool forget;                 /* what is known; */
+    struct again *again;         /* NULL: nobody wants to know; */
     struct asked *asked;         /* NULL: what nobody has asked for goes too, before it is wide; */
     uint64_t reach;              /* up to there it goes while something is asked for; */
     uint64_t let, let_next;      /* up to there in any case; how much more after the next silence */
-    _Atomic uint64_t neighbours; /* pages to ask for before one that is asked for; */
-    uint8_t owed[REQUESTS_ROOM]; /* such a request, as far as QEMU has not taken it; the link's thread's */
+    struct workset *preferred;   /* NULL: no pages go before the rest; */
+    size_t preferred_next;       /* those from there on were not asked for; the link's thread's, as */
+    uint8_t owed[REQUESTS_ROOM]; /* a request of ours, as far as QEMU has not taken it */
     size_t owed_size;
     struct stream_ahead ahead; /* of one that does not last; */
     double expansion;          /* QEMU's bytes that a packed one lately stood for; the relay's thread's */
@@ -309,6 +314,37 @@ static int forward(void *arg, const void *data, size_t size)
     return size ? link_send(link, stream->sends, NULL, 0, data, size, NULL) : 0;
 }
 
+static int write_owed(struct stream *stream, struct err *err)
+{
+    size_t written = 0;
+    int r =
+        stream->owed_size ? relay_write(stream->relay, stream->owed, stream->owed_size, &written, err) : 0;
+    stream->owed_size -= written;
+    memmove(stream->owed, stream->owed + written, stream->owed_size);
+    return r;
+}
+
+/* Beyond what the destination's QEMU asks for: neighbours of that, and a little of the working set at a time.
+ * On the link's thread. */
+static int ask_more(struct stream *stream, struct err *err)
+{
+    pthread_mutex_lock(&stream->lock);
+    bool wide = stream->wide && stream->asked;
+    uint64_t neighbours = MIN(stream->window.size / NEIGHBOURS_SHARE / QSTREAM_PAGE_SIZE, MOST_NEIGHBOURS);
+    pthread_mutex_unlock(&stream->lock);
+    int r = write_owed(stream, err);
+    while (r == 0 && wide) {
+        stream->owed_size = asked_neighbours(stream->asked, neighbours, stream->owed);
+        if (!stream->owed_size && stream->preferred)
+            stream->owed_size = asked_next(stream->asked, stream->preferred, &stream->preferred_next,
+                                           PREFERRED_AT_ONCE, stream->owed);
+        if (!stream->owed_size)
+            break;
+        r = write_owed(stream, err);
+    }
+    return r;
+}
+
 int stream_peer_took(struct stream *stream, const uint8_t *payload, size_t size, struct err *err)
 {
     if (!stream || (!stream->ring && !stream->encoder) || size != 8)
@@ -322,7 +358,8 @@ int stream_peer_took(struct stream *stream, const uint8_t *payload, size_t size,
         window_taken(&stream->window, taken, clock_now());
     pthread_cond_broadcast(&stream->changed);
     pthread_mutex_unlock(&stream->lock);
-    return possible ? 0 : err_set(err, EPROTO, "the peer took bytes of QEMU's stream that were not sent");
+    return possible ? ask_more(stream, err)
+                    : err_set(err, EPROTO, "the peer took bytes of QEMU's stream that were not sent");
 }
 
 /* --- to QEMU -------------------------------------------------------------------------------------------- */
@@ -339,16 +376,6 @@ static void read_along(struct stream *stream, const void *back, size_t size)
     pthread_mutex_unlock(&stream->lock);
 }
 
-static int write_owed(struct stream *stream, struct err *err)
-{
-    size_t written = 0;
-    int r =
-        stream->owed_size ? relay_write(stream->relay, stream->owed, stream->owed_size, &written, err) : 0;
-    stream->owed_size -= written;
-    memmove(stream->owed, stream->owed + written, stream->owed_size);
-    return r;
-}
-
 /* The return path at the source. Ours stand between the destination's, of which `ret_written` counts bytes.
  */
 static int write_back(struct stream *stream, const void *data, size_t size, size_t *ret_written,
@@ -359,10 +386,7 @@ static int write_back(struct stream *stream, const void *data, size_t size, size
         return r;
     r = relay_write(stream->relay, data, size, ret_written, err);
     read_along(stream, data, *ret_written);
-    if (r < 0 || !stream->neighbours)
-        return r;
-    stream->owed_size = asked_neighbours(stream->asked, stream->neighbours, stream->owed);
-    return write_owed(stream, err);
+    return r < 0 ? r : ask_more(stream, err);
 }
 
 /* --- at the destination ------------------------------------------------------------------------------------
@@ -478,6 +502,14 @@ bool stream_faults(struct stream *stream, struct faults *ret)
     return stream && stream->holes && holes_faults(stream->holes, ret);
 }
 
+void stream_touched(struct stream *stream, struct workset *workset)
+{
+    if (stream && stream->holes)
+        holes_asked(stream->holes, workset);
+    if (stream && stream->again)
+        again_add(stream->again, workset);
+}
+
 uint8_t *stream_blocks(struct stream *stream, size_t *ret_size, uint32_t *ret_section)
 {
     return stream && stream->holes ? holes_blocks(stream->holes, ret_size, ret_section) : NULL;
@@ -489,8 +521,6 @@ void stream_widen(struct stream *stream, uint64_t path)
     window_init(&stream->window, MIN(MAX(path, NARROW), RING), RING);
     window_restart(&stream->window, stream->sent);
     stream->wide = true;
-    if (stream->asked)
-        stream->neighbours = MIN(path / NEIGHBOURS_SHARE / QSTREAM_PAGE_SIZE, MOST_NEIGHBOURS);
     pthread_cond_broadcast(&stream->changed);
     pthread_mutex_unlock(&stream->lock);
 }
@@ -666,6 +696,11 @@ int stream_pack(struct stream *stream, struct known *known, const struct stream_
     return encoder_new(known, &stream->encoder, err);
 }
 
+static void note_asked(void *arg, const uint8_t *block, uint64_t page)
+{
+    asked_came(arg, block, page);
+}
+
 int stream_hold(struct stream *stream, const char *block, uint64_t size, struct err *err)
 {
     assert(stream->ring && stream->encoder);
@@ -673,8 +708,28 @@ int stream_hold(struct stream *stream, const char *block, uint64_t size, struct 
     if (r < 0)
         return r;
     stream->let_next = HOLD_LEAST;
-    encoder_watch(stream->encoder, stream->asked);
+    encoder_watch(stream->encoder, note_asked, stream->asked);
     return 0;
+}
+
+static void note_again(void *arg, const uint8_t *block, uint64_t page)
+{
+    again_came(arg, block, page);
+}
+
+int stream_notice(struct stream *stream, const char *block, uint64_t size, struct err *err)
+{
+    assert(!stream->ring && stream->encoder);
+    int r = again_new(block, size, &stream->again, err);
+    if (r == 0)
+        encoder_watch(stream->encoder, note_again, stream->again);
+    return r;
+}
+
+int stream_prefer(struct stream *stream, const struct workset *workset, struct err *err)
+{
+    assert(stream->asked);
+    return workset_copy(workset, &stream->preferred, err);
 }
 
 void stream_forget_known(struct stream *stream)
@@ -713,7 +768,9 @@ void stream_free(struct stream *stream)
         stream_stop(stream);
     relay_free(stream->relay);
     encoder_free(stream->encoder);
+    again_free(stream->again);
     asked_free(stream->asked);
+    workset_free(stream->preferred);
     decoder_free(stream->decoder);
     pthread_cond_destroy(&stream->changed);
     pthread_mutex_destroy(&stream->lock);

@@ -22,6 +22,7 @@
 #include "memory/faults.h"
 #include "memory/relay.h"
 #include "memory/timer.h"
+#include "memory/workset.h"
 #include "move/link.h"
 
 struct stream;
@@ -55,6 +56,10 @@ int stream_pack(struct stream *stream, struct known *known, const struct stream_
 /* Source, then, a lasting one: of the RAM block `block`, of `size` bytes, nothing but what is asked for goes
  * until it is widened: what nobody needs before the switch must not be in its way. */
 int stream_hold(struct stream *stream, const char *block, uint64_t size, struct err *err);
+/* Source, then, one that does not last: notices which pages of that block come again, for stream_touched. */
+int stream_notice(struct stream *stream, const char *block, uint64_t size, struct err *err);
+/* A lasting one, held: once it is widened these pages go before the rest, behind what is asked for. */
+int stream_prefer(struct stream *stream, const struct workset *workset, struct err *err);
 /* Pages are not named any more; those that were and are not taken yet are sent. Before stream_attach. */
 void stream_forget_known(struct stream *stream);
 /* Destination, before stream_attach: it may come packed. decoder_new's arguments. */
@@ -107,6 +112,9 @@ struct stream_count stream_count(struct stream *stream);
 /* Destination: how long the pages that its QEMU asked for took. false: it cannot be said now, or there is
  * nothing to say. NULL is allowed. */
 bool stream_faults(struct stream *stream, struct faults *ret);
+/* Adds the pages that the guest is known to have touched: at the destination those that its QEMU asked for, at
+ * the source those that came again. NULL is allowed. */
+void stream_touched(struct stream *stream, struct workset *workset);
 /* A lasting one: what nobody has asked for may go ahead of what will be asked for, from here on, as much as
  * fills the path (window.h); it is thought to hold `path` bytes. */
 void stream_widen(struct stream *stream, uint64_t path);

@@ -29,6 +29,7 @@ static const char *const type_names[] = {
     [FRAME_DIFFER] = "differ",     [FRAME_NEWER] = "newer",       [FRAME_PACKED] = "packed",
     [FRAME_KNOWN] = "known",       [FRAME_ANEW] = "anew",         [FRAME_FAULTS] = "faults",
     [FRAME_RECOVER] = "recover",   [FRAME_RECEIVED] = "received", [FRAME_CLOCK] = "clock",
+    [FRAME_WORKSET] = "workset",
 };
 static_assert(sizeof type_names / sizeof *type_names == FRAME_TYPE_END, "a name for each type");
 

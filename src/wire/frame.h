@@ -73,6 +73,7 @@ enum frame_type {
                        the  destination's waits for it */
     FRAME_RECEIVED, /* memory/resync.h, destination -> source, before that answer: the pages that are there */
     FRAME_CLOCK,    /* struct wire_clock_v1, source -> destination: how long the guest has stood still */
+    FRAME_WORKSET,  /* memory/workset.h, source -> destination: which pages the guest touches first */
     FRAME_TYPE_END
 };
 

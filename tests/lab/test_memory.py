@@ -301,6 +301,39 @@ def kept_ram(host, guest, size):
     return kept + bytes(size - len(kept))
 
 
+def working_set(host, guest):
+    """The pages that the guest touches first, as the host that it came to keeps them; None: it keeps none."""
+    file = host.state / "vms" / guest.name / "memory.workset"
+    if not file.exists():
+        return None
+    data = file.read_bytes()
+    assert data[:8] == b"ORAIWSET" and len(data) == 48 + 4 * int.from_bytes(data[12:16], "little")
+    return [int.from_bytes(data[at:at + 4], "little") for at in range(48, len(data), 4)]
+
+
+def kept_set(host, guest):
+    return wait_until(lambda: working_set(host, guest), 10, f"{host.name} keeps its working set")
+
+
+def test_what_it_waited_for_travels_with_it_and_a_damaged_list_is_not_used(busy):
+    lab, guest = busy(dirty=8)
+    lab.a.orai("move", guest.name, "b", json=True)
+    written = kept_set(lab.b, guest)
+    assert max(written) < 96 * MIB // 4096, "pages that went again, for the guest had written to them"
+    result_of(begin(guest, lab.b, lab.a))
+    waited = wait_until(lambda: set(kept_set(lab.a, guest)) >= set(written) and kept_set(lab.a, guest), 10, "a was told")
+    assert len(waited) > len(written), "and what it waited for there"
+
+    file = lab.a.state / "vms" / guest.name / "memory.workset"
+    data = bytearray(file.read_bytes())
+    data[-1] ^= 1
+    file.write_bytes(data)
+    result_of(begin(guest, lab.a, lab.b))
+    assert "touches first is not known" in vm_log(lab.a, guest)
+    wait_until(lambda: working_set(lab.b, guest) != written, 10, "b keeps what it waited for now")
+    check_moved(lab, guest, lab.b)
+
+
 def test_memory_is_the_same_there(idle):
     """Byte by byte, of a guest that is paused, on the first way and on one where most is found."""
     lab, guest = idle()

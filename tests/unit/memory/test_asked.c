@@ -198,6 +198,40 @@ static void test_nothing_is_put_behind_a_part_of_a_request(void **state)
     assert_int_equal(asked_neighbours(asked, 8, ours), size);
 }
 
+static void test_a_working_set_is_asked_for_a_little_at_a_time(void **state)
+{
+    (void)state;
+    static const uint64_t wanted[] = {50, 7, 51, 8, 900};
+    uint8_t ours[REQUESTS_ROOM], expected[64];
+    struct workset *workset;
+    size_t index = 0;
+    assert_int_equal(workset_new(PAGES * (uint64_t)QSTREAM_PAGE_SIZE, &workset, NULL), 0);
+    for (size_t i = 0; i < ARRAY_SIZE(wanted); i++)
+        workset_add(workset, wanted[i]);
+    come(7, "ram");
+    hear(51, 1, "ram");
+    come(51, "ram");
+    size_t size = make_request(expected, 50, 1, "ram");
+    assert_int_equal(asked_next(asked, workset, &index, 2, ours), size);
+    assert_memory_equal(ours, expected, size);
+    make_request(expected, 8, 1, "ram"); /* those between them have come, unasked or not */
+    assert_int_equal(asked_next(asked, workset, &index, 2, ours), size);
+    assert_memory_equal(ours, expected, size);
+    assert_int_equal(asked_next(asked, workset, &index, 2, ours), 0); /* two are under way */
+    come(50, "ram");
+    asked_hear(asked, expected, 3);
+    assert_int_equal(asked_next(asked, workset, &index, 2, ours), 0); /* behind a part of a request */
+    asked_hear(asked, expected + 3, size - 3);
+    make_request(expected, 900, 1, "ram");
+    assert_int_equal(asked_next(asked, workset, &index, 2, ours), size);
+    assert_memory_equal(ours, expected, size);
+    come(8, "ram");
+    come(900, "ram");
+    assert_int_equal(asked_next(asked, workset, &index, 2, ours), 0); /* there are no more */
+    assert_true(is(ASKED_IDLE));
+    workset_free(workset);
+}
+
 #define TEST(name) cmocka_unit_test_setup_teardown(name, setup, teardown)
 
 int main(void)
@@ -211,6 +245,7 @@ int main(void)
         TEST(test_nothing_is_held_behind_what_makes_no_sense),
         TEST(test_neighbours_are_asked_for_once),
         TEST(test_nothing_is_put_behind_a_part_of_a_request),
+        TEST(test_a_working_set_is_asked_for_a_little_at_a_time),
         TEST(test_requests_that_are_too_long_or_out_of_range),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -411,6 +411,60 @@ static void test_what_nobody_asked_for_is_held_until_it_is_wide(void **state)
     close_streams();
 }
 
+/* What the source's QEMU is asked for next. */
+static uint64_t next_request(void)
+{
+    uint8_t got[20], expected[20];
+    assert_ok(file_read_full(source.qemu, got, sizeof got));
+    uint64_t page = get_be64(got + 4) / QSTREAM_PAGE_SIZE;
+    make_request(expected, page, 1);
+    assert_memory_equal(got, expected, sizeof expected);
+    return page;
+}
+
+static bool is_asked(void)
+{
+    struct pollfd p = {.fd = source.qemu, .events = POLLIN};
+    return poll(&p, 1, 50) == 1;
+}
+
+/* Not before, and only so many at a time: a page that the guest waits for must not be behind all of them. */
+static void test_the_working_set_is_asked_for_once_it_is_wide(void **state)
+{
+    struct workset *workset;
+    uint8_t request[20];
+    assert_ok(workset_new(1024 * QSTREAM_PAGE_SIZE, &workset, &err));
+    workset_add(workset, 20); /* will have gone by then */
+    for (uint64_t page = 1000; page > 900; page--)
+        workset_add(workset, page);
+    open_streams(LASTING_PACKED);
+    assert_ok(stream_hold(source.stream, "ram", 1024 * QSTREAM_PAGE_SIZE, &err));
+    assert_ok(stream_prefer(source.stream, workset, &err));
+    workset_free(workset);
+    start_links();
+    make_request(request, 0, 30);
+    assert_ok(stream_inject(source.stream, request, sizeof request, &err));
+    assert_ok(file_read_full(source.qemu, request, sizeof request));
+    attach(0, 0);
+    write_pages(0, 30);
+    check_written();
+    assert_false(is_asked());
+    stream_widen(source.stream, 0);
+    write_pages(30, 60);
+    check_written();
+    for (uint64_t page = 1000; page > 968; page--)
+        assert_int_equal(next_request(), page);
+    assert_false(is_asked());
+    write_pages(990, 1001);
+    check_written();
+    uint64_t page = 968; /* as many again as have come when the peer tells of them */
+    while (is_asked())
+        assert_int_equal(next_request(), page--);
+    assert_in_range(page, 957, 968 - 32 * KiB / QSTREAM_PAGE_RECORD);
+    stop_links();
+    close_streams();
+}
+
 /* Whatever was not understood: nobody waits for ever. */
 static void test_what_is_held_goes_when_it_has_been_silent_for_long(void **state)
 {
@@ -531,6 +585,7 @@ int main(void)
         cmocka_unit_test(test_a_lasting_stream_goes_on_over_new_connections),
         cmocka_unit_test(test_what_is_known_is_named_until_it_cannot_be_read),
         cmocka_unit_test(test_what_nobody_asked_for_is_held_until_it_is_wide),
+        cmocka_unit_test(test_the_working_set_is_asked_for_once_it_is_wide),
         cmocka_unit_test(test_what_is_held_goes_when_it_has_been_silent_for_long),
         cmocka_unit_test(test_what_was_under_way_comes_though_qemu_is_silent),
         cmocka_unit_test(test_the_return_path_too),
