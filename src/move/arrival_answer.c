@@ -35,6 +35,8 @@ static void on_closed(void *arg, struct link *link, const struct err *err)
 static int on_frame(void *arg, struct link *link, const struct frame *frame, const uint8_t *payload,
                     struct err *err)
 {
+    if (frame->type == FRAME_WORKSET) /* too late: whoever would keep it has ended */
+        return 0;
     return session_post(arg, link, frame, payload, err);
 }
 

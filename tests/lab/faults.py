@@ -8,7 +8,6 @@ What: a Kind. The side that stands at the point is held there (fault.h), the kin
 """
 
 import re
-import signal
 import time
 from dataclasses import dataclass
 
@@ -105,7 +104,7 @@ def freeze_source(seconds):
         scene.go_on()
         time.sleep(seconds)
         for kind in reversed(frozen):  # QEMU first: orai-vm may end it at once
-            scene.source.signal(kind, name, signal.SIGCONT)
+            scene.source.thaw(kind, name)
     return strike
 
 

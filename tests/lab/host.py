@@ -78,6 +78,17 @@ def is_alive(pid, start=None):
     return fields[0] not in "ZX" and start in (None, fields[19])
 
 
+def stands_still(pid):
+    """All its threads are stopped, or it is gone."""
+    states = []
+    for thread in Path(f"/proc/{pid}/task").glob("*/stat"):
+        try:
+            states.append(thread.read_text().rpartition(")")[2].split()[0])
+        except (FileNotFoundError, ProcessLookupError):
+            pass
+    return all(state in "TtZX" for state in states)
+
+
 def call(connection, method, path, body):
     try:
         connection.request(method, path, json.dumps(body) if body is not None else None,
@@ -221,7 +232,9 @@ class Host:
             wait_until(lambda: not is_alive(pid), 10, f"{kind} of {name} ends")
 
     def freeze(self, kind, name):
-        self.signal(kind, name, signal.SIGSTOP)
+        """Returns once it stands still: a thread that waits for its disk has to come back from there first."""
+        pid = self.signal(kind, name, signal.SIGSTOP)
+        wait_until(lambda: stands_still(pid), 30, f"{kind} of {name} on {self.name} stands still")
 
     def thaw(self, kind, name):
         self.signal(kind, name, signal.SIGCONT)

@@ -23,7 +23,7 @@ import time
 import jsonschema
 import pytest
 
-from host import wait_until
+from host import in_time, wait_until
 from lab import BUILD, FOLDER, ROOT
 
 pytestmark = pytest.mark.together("api")  # the last story looks at what all the others have asked
@@ -498,7 +498,7 @@ def test_a_stop_during_an_add_does_not_wait_for_it(hosts):
     time.sleep(0.3)
     begun = time.monotonic()
     a.terminate()
-    assert time.monotonic() - begun < 5
+    in_time(time.monotonic() - begun, 5, "the answer")
     a.start()
     assert a.get(f"/v1/operations/{operation['id']}")["state"] in ("cancelled", "failed")
 
@@ -558,7 +558,7 @@ def test_a_machine_type_is_one_that_the_peers_have(peers):
     b.kill()  # a silent peer has no say, and does not hold anything up for long
     begun = time.monotonic()
     make_vm(a, "web2")
-    assert time.monotonic() - begun < 5
+    in_time(time.monotonic() - begun, 5, "the answer")
     assert a.wait(a.ask("POST", "/v1/vms", {"name": "web3", "machine": "pc-q35-1.0"}).ok())["state"] == "failed"
 
 
@@ -702,7 +702,7 @@ def test_a_silent_orai_vm_holds_nobody_up_for_long(hosts):
     try:
         begun = time.monotonic()
         assert a.vm()["state"] == "unresponsive"
-        assert time.monotonic() - begun < 4
+        in_time(time.monotonic() - begun, 4, "the answer")
         assert a.vm("web2")["state"] == "stopped"
     finally:
         os.kill(pid, signal.SIGCONT)

@@ -11,11 +11,13 @@ from pathlib import Path
 
 import netns
 import pytest
+from host import in_time
 from lab import DELAY, PREFIX, Lab, sweep
 
 pytestmark = pytest.mark.alone
 
 HERE = Path(__file__).parent
+RATE = 200_000_000  # bits per second
 
 TWO_ENDS = """
 import sys, time
@@ -108,8 +110,8 @@ def connected(one, two):
         return sender, listener.accept()[0]
 
 
-def throughput(link, sender, receiver, seconds=2):
-    """Bits per second that leave through `link`."""
+def check_throughput(link, sender, receiver, seconds=2, least=0.9):
+    """RATE leaves through `link`; never more, and on a machine that is not busy hardly less."""
     sink = subprocess.Popen(["cat"], stdin=receiver, stdout=subprocess.DEVNULL)
     chunk, began = bytes(1 << 16), time.monotonic()
     before = link.sent()
@@ -120,7 +122,8 @@ def throughput(link, sender, receiver, seconds=2):
     sink.terminate()
     sink.wait()
     receiver.close()
-    return rate
+    assert rate < 1.1 * RATE
+    in_time(RATE / rate, 1 / least, "what the link should carry in a second")
 
 
 def round_trips(sender, receiver, count=20):
@@ -139,8 +142,8 @@ def test_a_limited_link_is_as_slow_as_asked():
     with Lab() as lab:
         one, link = plug(lab, "one", "10.77.0.1")
         two, _ = plug(lab, "two", "10.77.0.2")
-        link.limit(200_000_000)
-        assert 180_000_000 < throughput(link, *connected(one, two)) < 220_000_000
+        link.limit(RATE)
+        check_throughput(link, *connected(one, two))
 
 
 def test_a_long_link_takes_the_time_asked_and_carries_the_rate_asked():
@@ -149,12 +152,12 @@ def test_a_long_link_takes_the_time_asked_and_carries_the_rate_asked():
         two, other = plug(lab, "two", "10.77.0.2")
         for each in (link, other):
             each.delay(0.005, DELAY)
-            each.limit(200_000_000)
+            each.limit(RATE)
         ends = connected(one, two)
         taken = round_trips(*ends)
         assert taken[0] >= 0.020, "nothing may come too early"
-        assert taken[len(taken) // 2] < 0.0215, taken
-        assert 140_000_000 < throughput(link, *ends, seconds=3) < 220_000_000, "it began slowly, as TCP does"
+        in_time(taken[len(taken) // 2], 0.0215, "a round trip")
+        check_throughput(link, *ends, seconds=3, least=0.7)  # it begins slowly, as TCP does
         link.cut()
         assert not reaches(one, "10.77.0.2")
         link.heal()
