@@ -10,8 +10,8 @@ from host import MIB, in_time, wait_until
 from test_memory_return import checkpoint
 from test_qemu10 import new_qemu  # noqa: F401
 
-pytestmark = [pytest.mark.alone, pytest.mark.together("userfaultfd")]
-LONG = pytest.mark.long
+pytestmark = pytest.mark.together("userfaultfd")
+ALONE, LONG = pytest.mark.alone, pytest.mark.long
 
 SLOW = 60_000_000  # bits per second: 7 MB/s, and the guest writes 16
 MAX_BLACKOUT = 0.5
@@ -43,6 +43,7 @@ def check_whole(lab, guest, host):
     guest.check_records(host, last["durable"], last["written"])
 
 
+@ALONE
 def test_cancel_leaves_it_where_it_is_undisturbed(writer):
     """QEMU believes at the end of each pass that all is sent, until it looks: it must look before it stops the guest."""
     lab, guest = writer
@@ -90,7 +91,8 @@ def held_for(lab, guest):
     return (lab.a.vm(guest.name)["move"] or {}).get("throttle") or 0
 
 
-@pytest.mark.long
+@ALONE
+@LONG
 def test_throttle_slows_it_down_until_memory_converges(writer):
     lab, guest = writer
     result = lab.a.orai("move", guest.name, "b", "--throttle", "99", "--timeout", "5m", json=True)
@@ -101,6 +103,7 @@ def test_throttle_slows_it_down_until_memory_converges(writer):
     check_whole(lab, guest, lab.b)
 
 
+@ALONE
 @LONG
 @pytest.mark.parametrize("version", ["7.2", "10.0"])
 def test_a_guest_that_was_slowed_down_is_free_after_a_cancelled_move(make_writer, new_qemu, version):  # noqa: F811
@@ -161,6 +164,7 @@ def result_of(mover):
     return json.loads(out)
 
 
+@ALONE
 @pytest.mark.parametrize("one,other", [("7.2", "7.2"), pytest.param("10.0", "10.0", marks=LONG),
                                        pytest.param("7.2", "10.0", marks=LONG), pytest.param("10.0", "7.2", marks=LONG)])
 def test_postcopy_lets_memory_follow(make_writer, userfaultfd, new_qemu, one, other):  # noqa: F811
@@ -198,6 +202,7 @@ def test_postcopy_is_not_used_by_a_guest_that_converges(writer, userfaultfd):
     check_whole(lab, guest, lab.b)
 
 
+@ALONE
 @LONG
 @pytest.mark.parametrize("mode", ["auto", "precopy"])
 def test_postcopy_and_disks_that_do_not_converge_either(writer, userfaultfd, mode):
