@@ -6,7 +6,7 @@
  * model for program behavior", CACM 1968), as far as faults show it.
  *
  *   memory.workset   0 magic "ORAIWSET"   8 version u32, 1   12 count u32   16 VM's id
- *                   32 bytes of RAM u64   40 XXH3-64 of bytes 0 to 39 and of the pages
+ *                   32 bytes of RAM u64   40 XXH3-64 of the pages, its seed that of bytes 0 to 39
  *                   48 count x u32 page
  *
  * Little-endian. It travels with the guest (FRAME_WORKSET: the pages alone) and is only a hint: one that is

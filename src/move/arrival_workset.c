@@ -8,8 +8,12 @@
 #include "memory/workset.h"
 #include "move/arrival.h"
 
+#include <errno.h>
+
 int arrival_workset(struct arrival *arrival, const uint8_t *payload, size_t size, struct err *err)
 {
+    if (!arrival->taken) /* nor is it known how much memory the guest has */
+        return err_set(err, EPROTO, "a \"%s\" out of turn", frame_type_name(FRAME_WORKSET));
     pthread_mutex_lock(&arrival->lock);
     int r = arrival->workset ? 0 : workset_new(arrival->config.memory, &arrival->workset, err);
     if (r == 0)

@@ -178,13 +178,13 @@ int departure_start_memory(struct departure *departure, struct err *err);
 int departure_new_known(struct departure *departure, const uint8_t seed[KNOWN_SEED], struct err *err);
 /* FRAME_KNOWN, on a link's thread. */
 int departure_known(struct departure *departure, const uint8_t *payload, size_t size, struct err *err);
+/* FRAME_FAULTS, likewise. */
+int departure_faults(struct departure *departure, const uint8_t *payload, size_t size, struct err *err);
 /* departure_workset.c: what is known of it, to be sent first (NULL: there is no memory for it); with what the
  * stream, which ends, has shown; and to the destination, which keeps it for the guest's next move. */
 const struct workset *departure_workset(struct departure *departure);
 void departure_renew_workset(struct departure *departure);
 void departure_tell_workset(struct departure *departure);
-/* FRAME_FAULTS, likewise. */
-int departure_faults(struct departure *departure, const uint8_t *payload, size_t size, struct err *err);
 /* How much of memory has gone, for those who watch. */
 void departure_count_memory(struct departure *departure);
 /* QEMU's numbers for those who watch; -EIO when it gave up. */

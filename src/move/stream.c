@@ -54,7 +54,7 @@
  * waits for ever. */
 #define HOLD_NS NSEC_PER_SEC
 #define HOLD_LEAST (512U * KiB)
-/* Neighbours of a page that is asked for are asked for too, as many as take this part of the way's time: so
+/* Neighbours of a page that is asked for are asked for too, as many as this part of what may be under way: so
  * nobody waits much longer, and often somebody one time less. */
 #define NEIGHBOURS_SHARE 8
 #define MOST_NEIGHBOURS 64U

@@ -330,7 +330,7 @@ def test_what_it_waited_for_travels_with_it_and_a_damaged_list_is_not_used(busy)
     file.write_bytes(data)
     result_of(begin(guest, lab.a, lab.b))
     assert "touches first is not known" in vm_log(lab.a, guest)
-    wait_until(lambda: working_set(lab.b, guest) != written, 10, "b keeps what it waited for now")
+    wait_until(lambda: working_set(lab.b, guest) != written, 10, "b keeps what it waited for there")
     check_moved(lab, guest, lab.b)
 
 

@@ -13,7 +13,9 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <signal.h>
 #include <string.h>
+#include <sys/resource.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -151,6 +153,23 @@ static void test_each_damaged_byte_is_noticed(void **state)
     close(fd);
 }
 
+/* As on a full disk: some of it is written, then no more. */
+static void test_what_cannot_be_written_leaves_the_old_one(void **state)
+{
+    struct rlimit before, little = {.rlim_cur = 50};
+    save();
+    assert_int_equal(getrlimit(RLIMIT_FSIZE, &before), 0);
+    little.rlim_max = before.rlim_max;
+    signal(SIGXFSZ, SIG_IGN);
+    assert_int_equal(setrlimit(RLIMIT_FSIZE, &little), 0);
+    workset_add(workset, 9);
+    int r = workset_save(workset, folder, &vm, NULL);
+    assert_int_equal(setrlimit(RLIMIT_FSIZE, &before), 0);
+    assert_int_equal(r, -EFBIG);
+    assert_int_equal(access(in_folder("memory.workset.new"), F_OK), -1);
+    assert_int_equal(load(&vm, RAM, ARRAY_SIZE(some)), 0);
+}
+
 static void test_a_page_that_comes_again_is_of_it(void **state)
 {
     static const uint8_t ours[] = "\3ram", theirs[] = "\3rom";
@@ -181,6 +200,7 @@ int main(void)
         TEST(test_what_is_kept_is_there_again),
         TEST(test_another_guest_s_is_not_taken),
         TEST(test_each_damaged_byte_is_noticed),
+        TEST(test_what_cannot_be_written_leaves_the_old_one),
         TEST(test_a_page_that_comes_again_is_of_it),
     };
     return cmocka_run_group_tests_name("workset", tests, NULL, NULL);

@@ -412,12 +412,12 @@ static void test_what_nobody_asked_for_is_held_until_it_is_wide(void **state)
 }
 
 /* What the source's QEMU is asked for next. */
-static uint64_t next_request(void)
+static uint64_t next_request(uint32_t pages)
 {
     uint8_t got[20], expected[20];
     assert_ok(file_read_full(source.qemu, got, sizeof got));
     uint64_t page = get_be64(got + 4) / QSTREAM_PAGE_SIZE;
-    make_request(expected, page, 1);
+    make_request(expected, page, pages);
     assert_memory_equal(got, expected, sizeof expected);
     return page;
 }
@@ -426,6 +426,28 @@ static bool is_asked(void)
 {
     struct pollfd p = {.fd = source.qemu, .events = POLLIN};
     return poll(&p, 1, 50) == 1;
+}
+
+/* Also where nobody has measured the link. */
+static void test_neighbours_are_asked_for_once_it_is_wide(void **state)
+{
+    uint8_t request[20];
+    open_streams(LASTING_PACKED);
+    assert_ok(stream_hold(source.stream, "ram", 1024 * QSTREAM_PAGE_SIZE, &err));
+    start_links();
+    attach(0, 0);
+    make_request(request, 300, 1);
+    assert_ok(file_write_full(destination.qemu, request, sizeof request));
+    assert_int_equal(next_request(1), 300);
+    assert_false(is_asked());
+    stream_widen(source.stream, 0);
+    make_request(request, 500, 1);
+    assert_ok(file_write_full(destination.qemu, request, sizeof request));
+    assert_int_equal(next_request(1), 500);
+    assert_int_equal(next_request(16), 484); /* an eighth of 512 KiB */
+    assert_false(is_asked());
+    stop_links();
+    close_streams();
 }
 
 /* Not before, and only so many at a time: a page that the guest waits for must not be behind all of them. */
@@ -453,13 +475,13 @@ static void test_the_working_set_is_asked_for_once_it_is_wide(void **state)
     write_pages(30, 60);
     check_written();
     for (uint64_t page = 1000; page > 968; page--)
-        assert_int_equal(next_request(), page);
+        assert_int_equal(next_request(1), page);
     assert_false(is_asked());
     write_pages(990, 1001);
     check_written();
     uint64_t page = 968; /* as many again as have come when the peer tells of them */
     while (is_asked())
-        assert_int_equal(next_request(), page--);
+        assert_int_equal(next_request(1), page--);
     assert_in_range(page, 957, 968 - 32 * KiB / QSTREAM_PAGE_RECORD);
     stop_links();
     close_streams();
@@ -585,6 +607,7 @@ int main(void)
         cmocka_unit_test(test_a_lasting_stream_goes_on_over_new_connections),
         cmocka_unit_test(test_what_is_known_is_named_until_it_cannot_be_read),
         cmocka_unit_test(test_what_nobody_asked_for_is_held_until_it_is_wide),
+        cmocka_unit_test(test_neighbours_are_asked_for_once_it_is_wide),
         cmocka_unit_test(test_the_working_set_is_asked_for_once_it_is_wide),
         cmocka_unit_test(test_what_is_held_goes_when_it_has_been_silent_for_long),
         cmocka_unit_test(test_what_was_under_way_comes_though_qemu_is_silent),
